@@ -1,0 +1,259 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// guard stands between an engine and its disk. Pebble repeats what fails in the background at once and for ever, and
+// cannot go on from an error in its manifest; the guard has it wait instead, and tells those in the foreground.
+type guard struct {
+	log     *slog.Logger
+	waits   atomic.Bool // a full disk is waited for: not while opening
+	full    atomic.Bool
+	slow    atomic.Bool // something failed in the background: the next try is delayed
+	closing chan struct{}
+
+	mu     sync.Mutex
+	failed error         // fatal
+	flush  error         // of the last flush to end
+	last   error         // of the last flush that failed
+	errors int           // in the background, since the last flush that went well
+	bell   chan struct{} // closed at the next flush that fails, or when nothing can be written
+}
+
+const (
+	fullRetry  = 200 * time.Millisecond
+	errorRetry = time.Second
+)
+
+func (g *guard) init(log *slog.Logger) {
+	g.log, g.closing, g.bell = log, make(chan struct{}), make(chan struct{})
+}
+
+// reset forgets what a database that was moved aside did.
+func (g *guard) reset() { g.failed, g.flush, g.last, g.errors = nil, nil, nil, 0 }
+
+// close has everything that waits give up.
+func (g *guard) close() { close(g.closing) }
+
+// check returns why nothing can be written now, or nil.
+func (g *guard) check() error {
+	if g.full.Load() {
+		return ErrFull
+	}
+	return g.failure()
+}
+
+// failure returns what the engine failed of, or nil.
+func (g *guard) failure() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.failed == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrFailed, g.failed)
+}
+
+// fail ends the engine.
+func (g *guard) fail(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.failed == nil {
+		g.failed = err
+		g.log.Error("the state database has failed: it must be opened again", "error", err.Error())
+	}
+	g.ring()
+}
+
+// background notes an error of what goes on in the background, and will be tried again. Damage is told by other means.
+func (g *guard) background(err error) {
+	if isDamage(err) || errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	g.slow.Store(true)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.errors++
+	if g.failed == nil && g.errors&(g.errors-1) == 0 { // the first, second, fourth …
+		g.log.Warn("writing the state database fails: it will be tried again", "error", err.Error(), "times", g.errors)
+	}
+	if err == g.flush {
+		g.last = err
+		g.ring()
+	}
+}
+
+// flushed notes how a flush ended. Its error counts if background gets it too: a flush of nothing has one that does not.
+func (g *guard) flushed(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.flush = err
+	if err == nil && g.errors > 0 {
+		g.log.Info("the state database is written again")
+		g.errors = 0
+	}
+}
+
+func (g *guard) ring() {
+	close(g.bell)
+	g.bell = make(chan struct{})
+}
+
+// trouble returns what is closed at the next flush that fails, and lastError what of.
+func (g *guard) trouble() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.bell
+}
+
+func (g *guard) lastError() error {
+	if err := g.check(); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.explain(g.last)
+}
+
+// pause delays a new file: for a while after an error, until the engine is closed after it failed.
+func (g *guard) pause() {
+	if g.failure() != nil {
+		<-g.closing
+		return
+	}
+	if g.slow.Swap(false) {
+		g.sleep(errorRetry)
+	}
+}
+
+// sleep returns false at once when the engine closes.
+func (g *guard) sleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-g.closing:
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// retry does what needs room on the disk, until there is. Once the engine has failed it does nothing: a manifest of which
+// nobody knows where it ends must not get longer.
+func (g *guard) retry(do func() error) error {
+	for {
+		if err := g.failure(); err != nil {
+			return err
+		}
+		err := do()
+		if err == nil || !isNoSpace(err) || !g.waits.Load() {
+			if err == nil && g.full.Swap(false) {
+				g.log.Info("the disk has room again: state is written")
+			}
+			return err
+		}
+		if !g.full.Swap(true) {
+			g.log.Error("the disk is full: state is not written until there is room", "error", err.Error())
+			g.mu.Lock()
+			g.ring()
+			g.mu.Unlock()
+		}
+		if !g.sleep(fullRetry) {
+			return err
+		}
+	}
+}
+
+// isHostError tells of the errors that say nothing about a database.
+func isHostError(err error) bool {
+	if errors.Is(err, fs.ErrPermission) {
+		return true
+	}
+	no, ok := errors.AsType[syscall.Errno](err)
+	if !ok {
+		return false
+	}
+	switch no {
+	case syscall.EMFILE, syscall.ENFILE, syscall.EROFS, syscall.ENOMEM, syscall.EAGAIN:
+		return true
+	}
+	return false
+}
+
+// guardFS is a file system under guard.
+type guardFS struct {
+	FS
+	guard *guard
+}
+
+func (f *guardFS) Unwrap() FS { return f.FS }
+
+func (f *guardFS) Create(name string, c writeCategory) (file, error) {
+	f.guard.pause()
+	return f.open(func() (file, error) { return f.FS.Create(name, c) })
+}
+
+func (f *guardFS) OpenReadWrite(name string, c writeCategory, o ...openOption) (file, error) {
+	return f.open(func() (file, error) { return f.FS.OpenReadWrite(name, c, o...) })
+}
+
+func (f *guardFS) ReuseForWrite(oldname, newname string, c writeCategory) (file, error) {
+	return f.open(func() (file, error) { return f.FS.ReuseForWrite(oldname, newname, c) })
+}
+
+func (f *guardFS) open(do func() (file, error)) (file, error) {
+	var opened file
+	err := f.guard.retry(func() (err error) {
+		opened, err = do()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &guardFile{opened, f.guard}, nil
+}
+
+func (f *guardFS) Link(oldname, newname string) error {
+	return f.guard.retry(func() error { return f.FS.Link(oldname, newname) })
+}
+
+func (f *guardFS) Rename(oldname, newname string) error {
+	return f.guard.retry(func() error { return f.FS.Rename(oldname, newname) })
+}
+
+func (f *guardFS) Remove(name string) error {
+	return f.guard.retry(func() error { return f.FS.Remove(name) })
+}
+
+// guardFile is a file that waits for room.
+type guardFile struct {
+	file
+	guard *guard
+}
+
+func (f *guardFile) Write(p []byte) (n int, err error) {
+	err = f.guard.retry(func() error {
+		m, err := f.file.Write(p[n:])
+		n += m
+		return err
+	})
+	return n, err
+}
+
+func (f *guardFile) Sync() error     { return f.sync(f.file.Sync) }
+func (f *guardFile) SyncData() error { return f.sync(f.file.SyncData) }
+
+// sync does not try again: what a failed one left is not known.
+func (f *guardFile) sync(do func() error) error {
+	if err := f.guard.failure(); err != nil {
+		return err
+	}
+	return do()
+}

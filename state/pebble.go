@@ -1,0 +1,660 @@
+package state
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
+	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// FS is the file system that an engine and a state directory live on: that of a [Dir], or one in memory for tests, which
+// can crash.
+type FS = vfs.FS
+
+// NewMemoryFS returns a file system in memory. [CrashFS] shows it as after a loss of power.
+func NewMemoryFS() FS { return &memoryFS{MemFS: vfs.NewCrashableMem()} }
+
+// CrashFS returns a copy of a file system by NewMemoryFS as a loss of power now would leave it: what was not synced is
+// gone.
+func CrashFS(fs FS) FS { return fs.(*memoryFS).crash(vfs.CrashCloneCfg{}) }
+
+// memoryFS is a MemFS whose Link and CrashClone do not wait for each other for ever.
+type memoryFS struct {
+	*vfs.MemFS
+	mu sync.Mutex
+}
+
+func (f *memoryFS) Link(oldname, newname string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.MemFS.Link(oldname, newname)
+}
+
+func (f *memoryFS) crash(c vfs.CrashCloneCfg) *memoryFS {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &memoryFS{MemFS: f.MemFS.CrashClone(c)}
+}
+
+// What osfs.go needs of the file systems of Pebble.
+type (
+	file          = vfs.File
+	fileInfo      = vfs.FileInfo
+	openOption    = vfs.OpenOption
+	writeCategory = vfs.DiskWriteCategory
+	diskUsage     = vfs.DiskUsage
+	deviceID      = vfs.DeviceID
+)
+
+const (
+	noFd          = vfs.InvalidFd
+	writeNoMatter = vfs.WriteCategoryUnspecified
+)
+
+var (
+	hostFS    = vfs.Default
+	isNoSpace = vfs.IsNoSpaceError
+	isDamage  = pebble.IsCorruptionError
+)
+
+// PebbleOptions configure a Pebble engine. Zero fields are the defaults.
+type PebbleOptions struct {
+	FS            FS           // default: the operating system's, with paths as they are
+	MemTableBytes int          // how large a memtable grows before it is flushed; default 16 MB
+	CacheBytes    int64        // of blocks read; default 32 MB
+	Logger        *slog.Logger // default: discard
+	// OnCorrupt is called, from any goroutine, when damage is found, by a reader or in the background. It must not
+	// block, nor call the engine. Default: none; readers get the error anyway.
+	OnCorrupt func(*CorruptError)
+	// Now is the clock that names databases moved aside. Default: time.Now.
+	Now func() time.Time
+}
+
+// Pebble is the engine on disk: one database for a process. It has no log of its own, since the changelogs are that: what
+// it loses in a crash is read there again.
+//
+// It never ends the process. When the disk is full, writers get [ErrFull], and what runs in the background waits until
+// there is room. After an error that Pebble itself cannot go on from, everything returns [ErrFailed]: close and open it
+// again.
+type Pebble struct {
+	db     *pebble.DB
+	fs     *guardFS
+	dir    string
+	o      PebbleOptions
+	cache  *pebble.Cache
+	guard  guard
+	ingest atomic.Uint64 // names files
+
+	unflushed atomic.Int64 // bytes written since the last flush
+	mu        sync.Mutex
+	dirty     map[[4]byte]struct{} // spans written to since the last flush
+}
+
+var _ Engine = (*Pebble)(nil)
+
+// comparer is what a database is ordered by. Its name is stored in it: it never changes, nor may the order or splitKey.
+var comparer = func() *pebble.Comparer {
+	c := *pebble.DefaultComparer
+	c.Name = "eddyline.v1"
+	c.Split = splitKey
+	c.ImmediateSuccessor = func(dst, a []byte) []byte {
+		n := len(dst)
+		dst = append(dst, a...)
+		if splitKey(append(bytes.Clone(a), 0)) == len(a) { // whatever follows, the prefix is the same: a ends in a zero
+			dst[n+len(a)-1]++
+			return dst
+		}
+		return append(dst, 0)
+	}
+	return &c
+}()
+
+const ingestDir = "ingest"
+
+// OpenPebble opens the database in dir, or makes it. One whose own files are damaged is moved aside, to a name that begins
+// with dir, and an empty one is made, with a warning; of several moved aside the last is kept. A damaged table is not found
+// before it is read.
+func OpenPebble(dir string, o PebbleOptions) (*Pebble, error) {
+	e := newPebble(dir, o)
+	db, err := e.open()
+	if err != nil && !e.guard.isEnvironment(err) {
+		if err = e.moveAside(err); err == nil {
+			db, err = e.open()
+		}
+	}
+	if err != nil {
+		e.cache.Unref()
+		return nil, fmt.Errorf("open the state database %s: %w", dir, e.guard.explain(err))
+	}
+	e.db = db
+	e.guard.waits.Store(true)
+	return e, nil
+}
+
+func newPebble(dir string, o PebbleOptions) *Pebble {
+	if o.FS == nil {
+		o.FS = hostFS
+	}
+	if o.MemTableBytes == 0 {
+		o.MemTableBytes = 16 << 20
+	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = 32 << 20
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	e := &Pebble{dir: dir, o: o, cache: pebble.NewCache(o.CacheBytes), dirty: make(map[[4]byte]struct{})}
+	e.guard.init(o.Logger)
+	e.fs = &guardFS{FS: o.FS, guard: &e.guard}
+	return e
+}
+
+func (e *Pebble) open() (*pebble.DB, error) {
+	if err := makeDir(e.o.FS, e.dir); err != nil {
+		return nil, err
+	}
+	tmp := e.o.FS.PathJoin(e.dir, ingestDir)
+	if err := e.o.FS.RemoveAll(tmp); err != nil {
+		return nil, err
+	}
+	if err := e.o.FS.MkdirAll(tmp, dirMode); err != nil {
+		return nil, err
+	}
+	return pebble.Open(e.dir, e.options())
+}
+
+func (e *Pebble) options() *pebble.Options {
+	o := &pebble.Options{
+		FS:                          e.fs,
+		Comparer:                    comparer,
+		FormatMajorVersion:          pebble.FormatTableFormatV6,
+		DisableWAL:                  true,
+		Cache:                       e.cache,
+		MemTableSize:                uint64(e.o.MemTableBytes),
+		MemTableStopWritesThreshold: 4,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       1000, // writers look at Pressure instead of being stopped
+		LBaseMaxBytes:               64 << 20,
+		MaxManifestFileSize:         16 << 20,
+		DisableConsistencyCheck:     true, // a missing table costs the stores in it, and not all
+		Logger:                      &pebbleLog{&e.guard},
+		EventListener: &pebble.EventListener{
+			BackgroundError: e.guard.background,
+			FlushEnd:        func(i pebble.FlushInfo) { e.guard.flushed(i.Err) },
+			DataCorruption:  func(i pebble.DataCorruptionInfo) { e.corrupt(i) },
+			DiskSlow:        func(i pebble.DiskSlowInfo) { e.o.Logger.Warn("slow disk", "what", i.String()) },
+			WriteStallBegin: func(i pebble.WriteStallBeginInfo) {
+				e.o.Logger.Warn("writes to state wait for the disk", "why", i.Reason)
+			},
+		},
+		CompactionConcurrencyRange: func() (int, int) { return 1, max(1, runtime.GOMAXPROCS(0)/2) },
+	}
+	o.Experimental.DisableIngestAsFlushable = func() bool { return true }
+	for i := range o.Levels {
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		o.Levels[i].IndexBlockSize = 256 << 10
+	}
+	return o
+}
+
+// moveAside renames a database that cannot be opened, so that an empty one takes its place.
+func (e *Pebble) moveAside(cause error) error {
+	fs := e.o.FS
+	parent, base := fs.PathDir(e.dir), fs.PathBase(e.dir)+".damaged-"
+	names, err := fs.List(parent)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n, base) {
+			if err := fs.RemoveAll(fs.PathJoin(parent, n)); err != nil {
+				return err
+			}
+		}
+	}
+	aside := fs.PathJoin(parent, fmt.Sprintf("%s%d", base, e.o.Now().UnixMilli()))
+	if err := fs.Rename(e.dir, aside); err != nil {
+		return errors.Join(cause, err)
+	}
+	e.o.Logger.Warn("the state database is damaged: it is moved aside, and all state is restored from the changelogs",
+		"database", e.dir, "moved to", aside, "error", cause.Error())
+	e.guard.reset()
+	return nil
+}
+
+func (e *Pebble) corrupt(i pebble.DataCorruptionInfo) {
+	err := &CorruptError{From: bytes.Clone(i.Bounds.Start), To: bytes.Clone(i.Bounds.End.Key), Err: i.Details}
+	e.o.Logger.Error("the state database is damaged", "database", e.dir, "file", i.Path, "error", i.Details.Error())
+	if e.o.OnCorrupt != nil {
+		e.o.OnCorrupt(err)
+	}
+}
+
+// Get implements [Engine].
+func (e *Pebble) Get(dst, key []byte) (value []byte, ok bool, err error) {
+	v, closer, err := e.db.Get(key)
+	if err == pebble.ErrNotFound {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, e.guard.explain(err)
+	}
+	value = append(dst, v...)
+	return value, true, closer.Close()
+}
+
+// NewBatch implements [Engine].
+func (e *Pebble) NewBatch() Batch { return &pebbleBatch{engine: e, b: e.db.NewBatch()} }
+
+type pebbleBatch struct {
+	engine *Pebble
+	b      *pebble.Batch
+	span   [4]byte   // the span written to last
+	spans  [][4]byte // the others
+	err    error
+}
+
+func (b *pebbleBatch) touch(key []byte) {
+	span := [4]byte(key)
+	if span == b.span {
+		return
+	}
+	if b.span != [4]byte{} {
+		b.spans = append(b.spans, b.span)
+	}
+	b.span = span
+}
+
+func (b *pebbleBatch) Set(key, value []byte) {
+	b.touch(key)
+	b.err = errors.Join(b.err, b.b.Set(key, value, nil))
+}
+
+func (b *pebbleBatch) Delete(key []byte) {
+	b.touch(key)
+	b.err = errors.Join(b.err, b.b.Delete(key, nil))
+}
+
+func (b *pebbleBatch) DeleteRange(from, to []byte) {
+	b.touch(from)
+	b.err = errors.Join(b.err, b.b.DeleteRange(from, to, nil))
+}
+
+func (b *pebbleBatch) Bytes() int {
+	if b.b.Empty() {
+		return 0
+	}
+	return b.b.Len()
+}
+
+// Apply implements [Batch].
+func (b *pebbleBatch) Apply() error {
+	e := b.engine
+	if err := e.guard.check(); err != nil {
+		return err
+	}
+	if b.err != nil {
+		return b.err
+	}
+	e.wrote(b.b.Len(), b.span, b.spans)
+	if err := e.db.Apply(b.b, pebble.NoSync); err != nil {
+		return e.guard.explain(err)
+	}
+	if err := e.guard.failure(); err != nil {
+		return err
+	}
+	b.b.Reset()
+	b.span, b.spans = [4]byte{}, b.spans[:0]
+	return nil
+}
+
+func (b *pebbleBatch) Close() { b.b.Close() }
+
+func (e *Pebble) wrote(n int, span [4]byte, spans [][4]byte) {
+	e.unflushed.Add(int64(n))
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.dirty[span] = struct{}{}
+	for _, s := range spans {
+		e.dirty[s] = struct{}{}
+	}
+}
+
+// Unflushed implements [Engine].
+func (e *Pebble) Unflushed() int64 { return e.unflushed.Load() }
+
+// Flush implements [Engine]. It returns [ErrFull] at once when the disk is full.
+func (e *Pebble) Flush() error {
+	if err := e.guard.check(); err != nil {
+		return err
+	}
+	n := e.unflushed.Load()
+	e.mu.Lock()
+	dirty := e.dirty
+	e.dirty = make(map[[4]byte]struct{})
+	e.mu.Unlock()
+	if err := e.flush(); err != nil {
+		e.mu.Lock()
+		for s := range dirty {
+			e.dirty[s] = struct{}{}
+		}
+		e.mu.Unlock()
+		return fmt.Errorf("flush the state database %s: %w", e.dir, err)
+	}
+	e.unflushed.Add(-n)
+	return nil
+}
+
+// flush waits for a flush, or for an error in the background, because Pebble tries again for ever.
+func (e *Pebble) flush() error {
+	trouble := e.guard.trouble()
+	done, err := e.db.AsyncFlush()
+	if err != nil {
+		return e.guard.explain(err)
+	}
+	select {
+	case <-done:
+		return e.guard.failure()
+	case <-trouble:
+		return e.guard.lastError()
+	}
+}
+
+// Ingest implements [Engine]. A span with unflushed writes is flushed first: they would be newer for Pebble, and lost
+// after a crash, while the run is there.
+func (e *Pebble) Ingest(from, to []byte, run iter.Seq2[[]byte, []byte]) error {
+	if err := e.guard.check(); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	_, dirty := e.dirty[[4]byte(from)]
+	e.mu.Unlock()
+	if dirty {
+		if err := e.Flush(); err != nil {
+			return err
+		}
+	}
+	w := tableWriter{engine: e}
+	for k, v := range run {
+		w.add(k, v)
+		if w.err != nil {
+			break
+		}
+	}
+	w.finish()
+	defer w.remove()
+	if w.err != nil || len(w.paths) == 0 {
+		return e.guard.explain(w.err)
+	}
+	if err := e.db.Ingest(context.Background(), w.paths); err != nil {
+		return e.guard.explain(err)
+	}
+	return e.guard.failure()
+}
+
+// tableWriter writes a run to table files.
+type tableWriter struct {
+	engine *Pebble
+	w      *sstable.Writer
+	n      int
+	paths  []string
+	err    error
+}
+
+const tableBytes = 32 << 20
+
+func (w *tableWriter) add(key, value []byte) {
+	if w.w == nil || w.n > tableBytes {
+		w.finish()
+		w.start()
+	}
+	if w.err != nil {
+		return
+	}
+	w.n += len(key) + len(value)
+	if value == nil {
+		w.err = w.w.Delete(key)
+	} else {
+		w.err = w.w.Set(key, value)
+	}
+}
+
+func (w *tableWriter) start() {
+	e := w.engine
+	name := e.o.FS.PathJoin(e.dir, ingestDir, fmt.Sprintf("%d.sst", e.ingest.Add(1)))
+	f, err := e.o.FS.Create(name, writeNoMatter)
+	if err != nil {
+		w.err = errors.Join(w.err, err)
+		return
+	}
+	w.paths, w.n = append(w.paths, name), 0
+	o := e.options()
+	o.EnsureDefaults()
+	// Options for any other level than 0 may mark deletes as without effect.
+	w.w = sstable.NewWriter(objstorageprovider.NewFileWritable(f), o.MakeWriterOptions(0, e.db.TableFormat()))
+}
+
+func (w *tableWriter) finish() {
+	if w.w != nil {
+		w.err = errors.Join(w.err, w.w.Close())
+		w.w = nil
+	}
+}
+
+// remove removes what an ingest that failed left.
+func (w *tableWriter) remove() {
+	for _, p := range w.paths {
+		w.engine.o.FS.Remove(p) // an ingested file is gone already; the rest is removed at the next start
+	}
+}
+
+// Excise implements [Engine].
+func (e *Pebble) Excise(from, to []byte) error {
+	if err := e.guard.check(); err != nil {
+		return err
+	}
+	if err := e.db.Excise(context.Background(), pebble.KeyRange{Start: from, End: to}); err != nil {
+		return e.guard.explain(err)
+	}
+	return e.guard.failure()
+}
+
+// Pressure returns how many levels of tables lie on top of each other, and how many bytes wait for compaction. Restoring
+// slows itself down by it, because all stores wait for the same disk.
+func (e *Pebble) Pressure() (l0 int, debtBytes int64) {
+	m := e.db.Metrics()
+	return int(m.Levels[0].Sublevels), int64(m.Compact.EstimatedDebt)
+}
+
+// MemoryBytes returns what memtables and block cache hold.
+func (e *Pebble) MemoryBytes() int64 {
+	m := e.db.Metrics()
+	return int64(m.MemTable.Size) + int64(m.MemTable.ZombieSize) + m.BlockCache.Size
+}
+
+// DiskBytes returns how large the database is on disk.
+func (e *Pebble) DiskBytes() int64 { return int64(e.db.Metrics().DiskSpaceUsage()) }
+
+// Close implements [Engine]. Where the flush fails the database is closed all the same, and the tail that is lost is read
+// from the changelogs again.
+func (e *Pebble) Close() error {
+	err := e.guard.failure()
+	if err == nil {
+		err = e.Flush()
+	}
+	e.guard.close()
+	err = errors.Join(err, e.closeDB())
+	e.cache.Unref()
+	return err
+}
+
+func (e *Pebble) closeDB() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("close the state database %s: %v", e.dir, p)
+		}
+	}()
+	if err := e.db.Close(); err != nil {
+		return fmt.Errorf("close the state database %s: %w", e.dir, e.guard.explain(err))
+	}
+	return nil
+}
+
+// Scan implements [Engine].
+func (e *Pebble) Scan(from, to []byte, reverse bool) Cursor {
+	c := &pebbleCursor{engine: e}
+	it, err := e.db.NewIter(nil)
+	if err != nil {
+		c.err = e.guard.explain(err)
+		return c
+	}
+	c.it = it
+	c.Seek(from, to, reverse)
+	return c
+}
+
+type pebbleCursor struct {
+	engine  *Pebble
+	it      *pebble.Iterator
+	from    []byte
+	prefix  bool // all of the range has one prefix: look at the bloom filters
+	reverse bool
+	begun   bool
+	empty   bool // the range is: Pebble does not take bounds that are the wrong way round
+	err     error
+}
+
+// Seek implements [Cursor].
+func (c *pebbleCursor) Seek(from, to []byte, reverse bool) {
+	if c.it == nil {
+		return
+	}
+	n := splitKey(from)
+	c.prefix = !reverse && n < len(from) && splitKey(to) == n && bytes.Equal(from[:n], to[:n])
+	c.from, c.reverse, c.begun, c.err = append(c.from[:0], from...), reverse, false, nil
+	c.empty = bytes.Compare(from, to) >= 0
+	if !c.empty {
+		c.it.SetBounds(from, to)
+	}
+}
+
+// Next implements [Iterator].
+func (c *pebbleCursor) Next() bool {
+	if c.err != nil || c.empty {
+		return false
+	}
+	var ok bool
+	switch {
+	case c.begun && c.reverse:
+		ok = c.it.Prev()
+	case c.begun:
+		ok = c.it.Next()
+	case c.reverse:
+		ok = c.it.Last()
+	case c.prefix:
+		ok = c.it.SeekPrefixGE(c.from)
+	default:
+		ok = c.it.First()
+	}
+	c.begun = true
+	if !ok {
+		c.err = c.engine.guard.explain(c.it.Error())
+	}
+	return ok
+}
+
+func (c *pebbleCursor) Key() []byte { return c.it.Key() }
+
+func (c *pebbleCursor) Value() []byte {
+	v, err := c.it.ValueAndErr()
+	if err != nil {
+		c.err = c.engine.guard.explain(err)
+	}
+	if v == nil {
+		return []byte{}
+	}
+	return v
+}
+
+func (c *pebbleCursor) Err() error { return c.err }
+
+func (c *pebbleCursor) Close() error {
+	if c.it == nil {
+		return c.err
+	}
+	err := c.it.Close()
+	c.it = nil
+	if c.err == nil {
+		c.err = c.engine.guard.explain(err)
+	}
+	return c.err
+}
+
+// pebbleLog is Pebble's logger. What Pebble calls fatal makes the engine fail, and not the process.
+type pebbleLog struct{ guard *guard }
+
+func (l *pebbleLog) Infof(format string, args ...any) {}
+
+func (l *pebbleLog) Errorf(format string, args ...any) {
+	l.guard.log.Warn("state database", "message", fmt.Sprintf(format, args...))
+}
+
+func (l *pebbleLog) Fatalf(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	for _, a := range args {
+		if cause, ok := a.(error); ok {
+			l.guard.fail(&fatalError{text, cause})
+			return
+		}
+	}
+	l.guard.fail(errors.New(text))
+}
+
+// fatalError is a text that has the text of its cause already.
+type fatalError struct {
+	text  string
+	cause error
+}
+
+func (e *fatalError) Error() string { return e.text }
+func (e *fatalError) Unwrap() error { return e.cause }
+
+// explain makes an error of Pebble one of ours.
+func (g *guard) explain(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case isNoSpace(err):
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	case !isDamage(err):
+		return err
+	}
+	c := &CorruptError{Err: err}
+	if i := pebble.ExtractDataCorruptionInfo(err); i != nil {
+		c.From, c.To = bytes.Clone(i.Bounds.Start), bytes.Clone(i.Bounds.End.Key)
+	}
+	return c
+}
+
+// isEnvironment tells whether a database could not be opened for reasons outside of it, which moving it aside would not
+// help against.
+func (g *guard) isEnvironment(err error) bool {
+	return isNoSpace(err) || isHostError(err) || strings.Contains(err.Error(), "lock held by current process")
+}
