@@ -1,0 +1,135 @@
+package topology
+
+import (
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/eddyline/eddyline/serde"
+)
+
+// Head is the record at the head of one partition's queue: decoded once, when it gets there, because its timestamp can
+// depend on its value, and run when its turn comes.
+type Head struct {
+	// Take decodes a record. It returns its timestamp, or false if the record is left out, and counted.
+	Take func(in *Input, partitionTime int64) (ts int64, ok bool, err error)
+	// Shift makes the record that was taken last the one to run.
+	Shift func()
+	// Run sends that record through the chain.
+	Run func() error
+}
+
+// Head returns a new head for a topic of this task's sub-topology.
+func (c *Chain) Head(topic SourceTopic) *Head { return c.heads[topic.node]() }
+
+// Stream reads a topic as a stream of records, each for itself. Options: Named, OnError (for records that cannot be
+// decoded).
+func (b *Builder) Stream[K, V any](t Topic[K, V], o ...Option) Stream[K, V] {
+	return b.Streams(Topics[K, V]{topic: t, names: []string{t.name}}, o...)
+}
+
+// Streams reads several topics as one stream: their records come interleaved by timestamp, as far as they are there.
+// The topics need equal partition counts only if the stream is joined.
+func (b *Builder) Streams[K, V any](t Topics[K, V], o ...Option) Stream[K, V] {
+	s := Stream[K, V]{&streamRef{b}, t.topic.keys, t.topic.values}
+	opts := optionsOf(o)
+	b.add(func(x *build) {
+		name := x.nameOr(opts.name, "KSTREAM-SOURCE-")
+		v := &vertex{name: name, source: sourceOf(t)}
+		need(x, t.topic.keys, fmt.Sprintf("the keys of topic %q", t.topic.name))
+		need(x, t.topic.values, fmt.Sprintf("the values of topic %q", t.topic.name))
+		v.write = func(v *vertex) {
+			x.addSource(name, t.names, t.pattern, t.topic.start, opts.policy, linkSource(t.topic))
+		}
+		x.connect(v, x.root)
+		x.streams[s.ref] = &streamInfo{name: name, v: v, sources: []string{name}}
+	})
+	return s
+}
+
+func sourceOf[K, V any](t Topics[K, V]) *sourceInfo {
+	s := &sourceInfo{topics: t.names, start: t.topic.start, types: fmt.Sprintf("%T with %#v and %#v", t.topic, t.topic.keys, t.topic.values)}
+	if t.pattern != nil {
+		s.pattern = t.pattern.String()
+	}
+	return s
+}
+
+// addSource adds a node that reads topics.
+func (x *build) addSource(name string, topics []string, pattern *regexp.Regexp, start Start, policy ErrorPolicy, link func(c *Chain, n *node) any) *node {
+	return x.addNode(&node{name: name, kind: sourceNode, topics: topics, pattern: pattern, start: start, policy: policy, link: link})
+}
+
+// linkSource makes the heads of a source.
+func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
+	return func(c *Chain, n *node) any {
+		keys, values := serdeOf(c.g.reg, t.keys), serdeOf(c.g.reg, t.values)
+		next := next[K, V](c, n)
+		c.heads[n] = func() *Head {
+			var head, r rec[K, V]
+			var headIn, in *Input
+			return &Head{
+				Take: func(from *Input, partitionTime int64) (int64, bool, error) {
+					c.cur = current{in: from, ts: from.Timestamp, headers: from.Headers}
+					c.at = n
+					headIn = from
+					var err error
+					r := &head
+					if *r, err = decodeRecord(from, keys, values); err != nil {
+						return 0, false, c.failed(n, DecodeError, err)
+					}
+					if r.ts, err = timestamp(c, t, *r, from, partitionTime); err != nil {
+						return 0, false, c.failed(n, DecodeError, err)
+					}
+					if r.ts < 0 {
+						return 0, false, c.dropped(n, DropTimestamp)
+					}
+					return r.ts, true, nil
+				},
+				Shift: func() { r, in = head, headIn },
+				Run: func() error {
+					c.cur = current{in: in, ts: r.ts, headers: r.headers}
+					return next(r)
+				},
+			}
+		}
+		return nil
+	}
+}
+
+func decodeRecord[K, V any](in *Input, keys serde.Serde[K], values serde.Serde[V]) (r rec[K, V], err error) {
+	r.ts, r.headers, r.rawKey, r.rawValue = in.Timestamp, in.Headers, in.Key, in.Value
+	r.noKey, r.noValue = in.Key == nil, in.Value == nil
+	if !r.noKey {
+		if r.key, err = keys.Decode(in.Key); err != nil {
+			return r, fmt.Errorf("key: %w", err)
+		}
+	}
+	if !r.noValue {
+		if r.value, err = values.Decode(in.Value); err != nil {
+			return r, fmt.Errorf("value: %w", err)
+		}
+	}
+	return r, nil
+}
+
+// timestamp returns the event time of a record: by the topic's extractor, the application's, or its own.
+func timestamp[K, V any](c *Chain, t Topic[K, V], r rec[K, V], in *Input, partitionTime int64) (int64, error) {
+	switch {
+	case t.extract != nil:
+		at, ok := t.extract(r.public(), time.UnixMilli(partitionTime).UTC())
+		if !ok {
+			return -1, nil
+		}
+		return at.UnixMilli(), nil
+	case c.Extract != nil && c.g.topics[in.Topic] == nil:
+		ms, ok := c.Extract(in, r.key, r.value, partitionTime)
+		if !ok {
+			return -1, nil
+		}
+		return ms, nil
+	case r.ts < 0:
+		return 0, fmt.Errorf("timestamp %d: the producer set none; give the topic TimestampFrom, or skip such records with OnError", r.ts)
+	}
+	return r.ts, nil
+}
