@@ -1,0 +1,92 @@
+package task
+
+import (
+	"github.com/eddyline/eddyline/topology"
+)
+
+// queue holds the records of one input partition that are not processed yet. The first is decoded when it gets to the
+// head, because its timestamp may depend on its value.
+type queue struct {
+	Partition
+	head *topology.Head
+
+	records []topology.Input
+	at      int   // index of the head
+	ready   bool  // the head is decoded
+	ts      int64 // of the head
+	time    int64 // the largest timestamp processed; -1 at first
+	next    int64 // the next offset to read: of the head, or the position behind the last record
+	epoch   int32 // leader epoch of the last record processed or left out; -1 at first
+	bytes   int
+	// reached tells that the broker had no more records than were added here.
+	reached bool
+	moved   bool // next or time changed since the last seal
+}
+
+func (q *queue) empty() bool { return !q.ready }
+
+// add appends records.
+func (q *queue) add(records []topology.Input) {
+	if q.at > 0 && q.at == len(q.records) {
+		q.records, q.at = q.records[:0], 0
+	}
+	for i := range records {
+		q.bytes += size(&records[i])
+	}
+	q.records = append(q.records, records...)
+}
+
+func size(in *topology.Input) int { return len(in.Key) + len(in.Value) + recordOverhead }
+
+// recordOverhead is what a queued record costs beside its bytes.
+const recordOverhead = 120
+
+// lead decodes records until one is at the head, or none is left. Those that cannot be processed are left out: the
+// topology counted them.
+func (q *queue) lead() error {
+	for !q.ready && q.at < len(q.records) {
+		in := &q.records[q.at]
+		ts, ok, err := q.head.Take(in, q.time)
+		if err != nil {
+			return err
+		}
+		if ok {
+			q.ready, q.ts, q.next = true, ts, in.Offset
+			return nil
+		}
+		q.drop()
+	}
+	return nil
+}
+
+// drop goes past the record at the head of the list.
+func (q *queue) drop() {
+	in := &q.records[q.at]
+	q.next, q.epoch, q.moved = in.Offset+1, in.LeaderEpoch, true
+	q.bytes -= size(in)
+	q.at++
+}
+
+// poll takes the head off: it stays the one that Run processes. The next record becomes the head.
+func (q *queue) poll() error {
+	q.head.Shift()
+	q.time = max(q.time, q.ts)
+	q.ready = false
+	q.drop()
+	return q.lead()
+}
+
+// heads is a heap of the queues that have a head, by its timestamp. Which of equal ones comes first is the heap's choice.
+type heads []*queue
+
+func (h heads) Len() int           { return len(h) }
+func (h heads) Less(i, j int) bool { return h[i].ts < h[j].ts }
+func (h heads) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *heads) Push(x any)        { *h = append(*h, x.(*queue)) }
+
+func (h *heads) Pop() any {
+	old := *h
+	q := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return q
+}
