@@ -1,0 +1,568 @@
+package streams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/eddyline/eddyline/state"
+	"github.com/eddyline/eddyline/streams/task"
+	"github.com/eddyline/eddyline/topology"
+)
+
+// App is an instance of an application: it runs the tasks of a topology that the consumer group gives to it, together
+// with all other instances of the same application id.
+//
+// The life of a task in it:
+//
+//	assigned   its worker has nothing of an earlier life of it on its way; offsets stable; state restored
+//	running    its worker processes what the fetcher reads
+//	revoked    no more records; a commit; closed; then the group may give it to another instance
+//	lost       closed without a commit: another instance may run it already
+//
+// One goroutine, the one that called Run, decides all of that. It does no I/O and waits for nobody.
+type App struct {
+	graph   *topology.Graph
+	config  Config
+	log     *slog.Logger
+	metrics *metrics
+	events  *events
+
+	running atomic.Bool   // Run was called
+	ready   chan struct{} // closed at the first RUNNING
+	ended   chan struct{} // closed when Run is over
+	paused  atomic.Bool
+	state   atomic.Uint32 // a State
+
+	life     context.Context // of what serves tasks; ends when they are closed
+	notes    *inbox[note]
+	storage  *storage
+	admin    *kgo.Client
+	cluster  *cluster
+	fencer   *fencer
+	group    group
+	source   *fetcher
+	restores *restorer
+	globals  *globals // nil: there are none
+	purger   *purger
+	moved    chan struct{}                    // has room for one: tasks came or went
+	runs     atomic.Pointer[map[task.ID]bool] // tasks that run; replaced, never changed
+	clients  []*kgo.Client
+	fencing  sync.Mutex
+	workers  []*worker
+	working  sync.WaitGroup
+	serving  sync.WaitGroup
+
+	// Of the goroutine of Run.
+	plan     map[task.ID]*topology.PlannedTask
+	tasks    map[task.ID]*owned
+	homes    map[task.ID]*worker // where tasks ran last
+	joined   bool                // the group has given out tasks
+	sick     map[task.ID]uint64  // tasks whose state is being healed, and the assignment to open them by, 0 for none
+	stopping bool
+	failure  error // the first that ended the application
+}
+
+// note is something that the goroutine of Run has to know.
+type note interface{ noted(a *App) }
+
+// owned is a task that the group gave to this instance.
+type owned struct {
+	id     task.ID
+	epoch  uint64 // of the assignment
+	worker *worker
+	phase  phase
+	cancel context.CancelFunc // of the opening
+	going  bool               // revoked or lost
+	lost   bool
+	after  []func() // called when it is closed
+	again  uint64   // assigned once more meanwhile, by this assignment; 0: not
+}
+
+type phase uint8
+
+const (
+	opening phase = iota // its offsets are fetched, its state is restored
+	opened               // its worker has it
+)
+
+// New returns an application that runs a topology. It checks the configuration, and does no I/O: that is for
+// [App.Run].
+func New(g *topology.Graph, c Config) (*App, error) {
+	c = c.withDefaults()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	a := &App{
+		graph: g, config: c, log: c.Logger.With("application", c.ApplicationID),
+		ready: make(chan struct{}), ended: make(chan struct{}), notes: newInbox[note](),
+		tasks: map[task.ID]*owned{}, homes: map[task.ID]*worker{}, plan: map[task.ID]*topology.PlannedTask{},
+		sick: map[task.ID]uint64{}, moved: make(chan struct{}, 1),
+	}
+	a.runs.Store(&map[task.ID]bool{})
+	a.metrics = newMetrics(a)
+	a.events = newEvents(c.OnEvent)
+	return a, nil
+}
+
+// Run runs the application until ctx ends, and then stops it: what was processed is committed, tasks are given back, the
+// group is left. It returns nil after that, and one error that says what happened if the application ended by itself or
+// could not be stopped in time. It can be called once.
+func (a *App) Run(ctx context.Context) error {
+	if a.running.Swap(true) {
+		return ErrRunTwice
+	}
+	defer close(a.ended)
+	err := a.run(ctx)
+	if err != nil {
+		a.become(Failed)
+	} else {
+		a.become(NotRunning)
+	}
+	a.events.close()
+	return err
+}
+
+// Ready returns nil once every task that this instance was assigned is running, for the first time. It returns
+// [ErrNotRunning] if the application ends before, and the error of ctx if that ends.
+func (a *App) Ready(ctx context.Context) error {
+	select {
+	case <-a.ready:
+		return nil
+	case <-a.ended:
+		return ErrNotRunning
+	case <-ctx.Done():
+		return fmt.Errorf("wait until the application is ready: %w", ctx.Err())
+	}
+}
+
+// State returns the state of the application.
+func (a *App) State() State { return State(a.state.Load()) }
+
+// Pause stops processing. What was processed is committed, the tasks stay. It may be called at any time.
+func (a *App) Pause() { a.paused.Store(true) }
+
+// Resume goes on processing after Pause.
+func (a *App) Resume() {
+	a.paused.Store(false)
+	a.notes.put(resumed{})
+}
+
+type resumed struct{}
+
+func (resumed) noted(a *App) { a.ring() }
+
+// ring has every worker look around.
+func (a *App) ring() {
+	for _, w := range a.workers {
+		w.inbox.ring()
+	}
+}
+
+// become changes the state.
+func (a *App) become(s State) {
+	from := State(a.state.Swap(uint32(s)))
+	if from == s {
+		return
+	}
+	a.log.Info("state", "from", from.String(), "to", s.String())
+	a.events.put(StateChanged{from, s})
+	if s == Running {
+		select {
+		case <-a.ready:
+		default:
+			close(a.ready)
+		}
+	}
+}
+
+// fail ends the application because of err. It may be called from any goroutine.
+func (a *App) fail(err error) { a.notes.put(failing{err}) }
+
+type failing struct{ err error }
+
+func (f failing) noted(a *App) {
+	if a.failure != nil {
+		a.log.Warn("another failure while the application stops", "error", f.err)
+		return
+	}
+	a.failure = f.err
+	a.log.Error("the application stops because of a failure", "error", f.err)
+	a.stop()
+}
+
+// run starts everything, serves until the end, and closes everything.
+func (a *App) run(ctx context.Context) (err error) {
+	a.become(Rebalancing)
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	a.life = life
+	defer end()
+	if err := a.start(ctx); err != nil {
+		a.become(PendingError)
+		if ctx.Err() != nil {
+			err = nil // stopped while it started
+		}
+		return errors.Join(err, a.close(end))
+	}
+	a.serve(ctx)
+	err = a.close(end)
+	if a.failure != nil {
+		return errors.Join(fmt.Errorf("application %q: %w", a.config.ApplicationID, a.failure), err)
+	}
+	return err
+}
+
+// serve handles what the group and the workers say, until every task is closed after a stop, or time is up.
+func (a *App) serve(ctx context.Context) {
+	events, done := a.group.events(), ctx.Done()
+	var deadline <-chan time.Time
+	for !a.stopping || len(a.tasks) > 0 {
+		if a.stopping && deadline == nil {
+			deadline, done = time.After(a.config.ShutdownTimeout*2/3), nil
+		}
+		select {
+		case <-done:
+			a.stop()
+		case <-deadline:
+			return
+		case e, ok := <-events:
+			if !ok {
+				events = nil
+				continue
+			}
+			a.happened(e)
+		case <-a.notes.bell:
+		}
+		for _, n := range a.notes.take(nil) {
+			n.noted(a)
+		}
+		a.settle()
+	}
+}
+
+// settle makes the state follow from the tasks.
+func (a *App) settle() {
+	a.noteRuns()
+	if a.stopping || !a.joined {
+		return
+	}
+	for _, o := range a.tasks {
+		if o.phase != opened {
+			a.become(Rebalancing)
+			return
+		}
+	}
+	a.become(Running)
+}
+
+// noteRuns notes which tasks run, if that has changed.
+func (a *App) noteRuns() {
+	runs := map[task.ID]bool{}
+	for id, o := range a.tasks {
+		if o.phase == opened && !o.going {
+			runs[id] = true
+		}
+	}
+	if maps.Equal(runs, *a.runs.Load()) {
+		return
+	}
+	a.runs.Store(&runs)
+	select {
+	case a.moved <- struct{}{}:
+	default:
+	}
+}
+
+// stop gives all tasks back.
+func (a *App) stop() {
+	if a.stopping {
+		return
+	}
+	a.stopping = true
+	if a.failure != nil {
+		a.become(PendingError)
+	} else {
+		a.become(PendingShutdown)
+	}
+	for _, w := range a.workers {
+		w.inbox.put(stop{})
+	}
+	for _, o := range a.tasks {
+		a.giveBack(o, false, nil)
+	}
+}
+
+// happened handles what the group says. The membership has changed before: the workers look at it now.
+func (a *App) happened(e groupEvent) {
+	a.ring()
+	switch e := e.(type) {
+	case assigned:
+		a.assigned(e)
+	case revoked:
+		a.revoked(e)
+	case lost:
+		a.lost(e)
+	case renamed:
+		a.renamed(e)
+	case failed:
+		a.fail(e.err)
+	}
+}
+
+func (a *App) assigned(e assigned) {
+	a.joined = true
+	if e.departed {
+		a.serving.Go(func() { a.fence(a.life) })
+	}
+	if len(e.tasks) == 0 || a.stopping {
+		return
+	}
+	a.log.Info("tasks assigned", "tasks", names(e.tasks))
+	a.events.put(TasksAssigned{e.tasks})
+	for _, id := range e.tasks {
+		o := a.tasks[id]
+		_, sick := a.sick[id]
+		switch {
+		case o != nil: // still on its way out
+			o.again = e.epoch
+		case sick:
+			a.sick[id] = e.epoch
+		default:
+			a.open(id, e.epoch)
+		}
+	}
+}
+
+// revoked has tasks closed after a commit, and then tells the group.
+func (a *App) revoked(e revoked) {
+	a.log.Info("tasks revoked", "tasks", names(e.tasks))
+	a.events.put(TasksRevoked{Tasks: e.tasks})
+	left := 1
+	done := func() {
+		if left--; left == 0 {
+			e.done()
+		}
+	}
+	for _, id := range e.tasks {
+		delete(a.sick, id)
+		if o := a.tasks[id]; o != nil {
+			left++
+			a.giveBack(o, false, done)
+		}
+	}
+	done()
+}
+
+func (a *App) lost(e lost) {
+	if len(e.tasks) > 0 {
+		a.log.Warn("tasks lost: another instance may run them now", "tasks", names(e.tasks), "why", e.err)
+		a.events.put(TasksRevoked{Tasks: e.tasks, Lost: true})
+	}
+	for _, id := range e.tasks {
+		delete(a.sick, id)
+		if o := a.tasks[id]; o != nil {
+			a.giveBack(o, true, nil)
+		}
+	}
+}
+
+func names(ids []task.ID) []string {
+	var list []string
+	for _, id := range ids {
+		list = append(list, id.String())
+	}
+	return list
+}
+
+// giveBack has a task closed: after a commit, or at once if it is lost.
+func (a *App) giveBack(o *owned, lost bool, after func()) {
+	if after != nil {
+		o.after = append(o.after, after)
+	}
+	if o.going && (o.lost || !lost) {
+		return
+	}
+	o.going, o.lost = true, o.lost || lost
+	o.cancel()
+	if o.phase == opened {
+		o.worker.inbox.put(leave{o.id, o.epoch, o.lost})
+	}
+}
+
+// open begins to open a task on the worker that had it last, or else on the one with the fewest.
+func (a *App) open(id task.ID, epoch uint64) {
+	o := &owned{id: id, epoch: epoch, worker: a.home(id), cancel: func() {}}
+	a.tasks[id], a.homes[id] = o, o.worker
+	if a.plan[id] == nil {
+		a.fail(fmt.Errorf("the group assigned task %v, which the topology does not have: another instance of application %q "+
+			"runs another topology; stop all of them and start them again with one", id, a.config.ApplicationID))
+		return
+	}
+	a.reopen(o)
+}
+
+// home chooses the worker for a task.
+func (a *App) home(id task.ID) *worker {
+	counts := map[*worker]int{}
+	for _, o := range a.tasks {
+		counts[o.worker] += 1000 // all tasks count,
+		if o.id.Sub == id.Sub {
+			counts[o.worker]++ // then those of the same sub-topology, which have alike work
+		}
+	}
+	least := slices.MinFunc(a.workers, func(v, w *worker) int { return counts[v] - counts[w] })
+	if w := a.homes[id]; w != nil && counts[w] < counts[least]+1000 {
+		return w
+	}
+	return least
+}
+
+// reopen opens a task, for the first time or after its work was given up.
+func (a *App) reopen(o *owned) {
+	ctx, cancel := context.WithCancel(a.life)
+	o.phase, o.cancel = opening, cancel
+	job := &openJob{app: a, ctx: ctx, id: o.id, epoch: o.epoch, worker: o.worker, plan: a.plan[o.id]}
+	a.serving.Go(job.run)
+}
+
+// handed tells that the opening of a task has ended: its worker has it, or it was cancelled.
+type handed struct {
+	id     task.ID
+	epoch  uint64
+	worker bool // the worker has it
+}
+
+func (n handed) noted(a *App) {
+	o := a.tasks[n.id]
+	if o == nil || o.epoch != n.epoch {
+		return
+	}
+	if !n.worker {
+		a.gone(o)
+		return
+	}
+	o.phase = opened
+	if o.going {
+		o.worker.inbox.put(leave{o.id, o.epoch, o.lost})
+	}
+}
+
+// closed tells that a worker has closed a task.
+type closed struct {
+	id    task.ID
+	epoch uint64
+}
+
+func (n closed) noted(a *App) {
+	if o := a.tasks[n.id]; o != nil && o.epoch == n.epoch && o.going {
+		a.gone(o)
+	}
+}
+
+// gone forgets a task that is closed.
+func (a *App) gone(o *owned) {
+	delete(a.tasks, o.id)
+	o.cancel()
+	for _, f := range o.after {
+		f()
+	}
+	if o.again != 0 && !a.stopping {
+		a.open(o.id, o.again)
+	}
+}
+
+// reopened asks for a task to be opened again from what is committed.
+type reopened struct {
+	id    task.ID
+	epoch uint64
+}
+
+func (n reopened) noted(a *App) {
+	if o := a.tasks[n.id]; o != nil && o.epoch == n.epoch && !o.going {
+		a.reopen(o)
+	}
+}
+
+// damage tells of state on disk that is not what was written. The tasks that have state there are closed without a commit,
+// what is damaged is dropped, and they are opened again, with the state restored.
+type damage struct{ err *state.CorruptError }
+
+func (d damage) noted(a *App) {
+	if a.stopping {
+		return
+	}
+	a.log.Error("state is damaged: it is dropped and restored from the changelogs", "error", d.err)
+	left := 1
+	done := func() {
+		if left--; left == 0 {
+			a.serving.Go(func() { a.heal(d.err) })
+		}
+	}
+	for _, s := range a.storage.disk.Within(d.err) {
+		id, err := task.ParseID(s.Task)
+		o := a.tasks[id]
+		if err != nil || o == nil {
+			continue
+		}
+		left++
+		a.sick[id] = o.epoch
+		a.giveBack(o, true, done)
+	}
+	done()
+}
+
+// heal drops what is damaged, once nobody uses it.
+func (a *App) heal(c *state.CorruptError) {
+	if _, err := a.storage.disk.Heal(c); err != nil {
+		a.fail(fmt.Errorf("drop damaged state in %s: %w", a.storage.dir.Path(), err))
+		return
+	}
+	a.notes.put(healed{})
+}
+
+// healed has the tasks opened whose state was damaged.
+type healed struct{}
+
+func (healed) noted(a *App) {
+	for id, epoch := range a.sick {
+		if a.tasks[id] != nil {
+			continue // of another damage, which is not healed yet
+		}
+		delete(a.sick, id)
+		if epoch != 0 && !a.stopping {
+			a.open(id, epoch)
+		}
+	}
+}
+
+// membership returns what the group says of this process, nil before it has joined.
+func (a *App) membership() *membership {
+	if a.group == nil {
+		return nil
+	}
+	return a.group.membership()
+}
+
+// realName returns the brokers' name of a topic of the graph.
+func (a *App) realName(topic string) string { return a.graph.TopicName(topic, a.config.ApplicationID) }
+
+// committed takes offsets that a commit has moved.
+func (a *App) committed(offsets []offset) { a.purger.committed(offsets) }
+
+// sorted returns the keys of a map of tasks in order.
+func sorted[V any](m map[task.ID]V) []task.ID {
+	return slices.SortedFunc(maps.Keys(m), func(a, b task.ID) int {
+		if a.Sub != b.Sub {
+			return a.Sub - b.Sub
+		}
+		return int(a.Partition - b.Partition)
+	})
+}

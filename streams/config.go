@@ -1,0 +1,348 @@
+package streams
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl"
+
+	"github.com/eddyline/eddyline/state"
+	"github.com/eddyline/eddyline/topology"
+)
+
+// Guarantee says what is promised about each input record.
+type Guarantee uint8
+
+const (
+	// ExactlyOnce makes outputs, state and input offsets visible together or not at all: after any fault the result is
+	// as if each record had been processed once. Readers of the output topics need read_committed. Default.
+	ExactlyOnce Guarantee = iota
+	// AtLeastOnce sends outputs as they arise: they are there earlier, and after a fault some of them twice. State counts
+	// each record that is read once all the same; a record that a fault doubled on its way through a repartition topic is
+	// two records there.
+	AtLeastOnce
+)
+
+func (g Guarantee) String() string { return [...]string{"exactly-once", "at-least-once"}[g] }
+
+// MarshalText returns the guarantee's name.
+func (g Guarantee) MarshalText() ([]byte, error) { return []byte(g.String()), nil }
+
+// UnmarshalText reads the guarantee's name, "exactly-once" or "at-least-once".
+func (g *Guarantee) UnmarshalText(text []byte) error {
+	for _, x := range []Guarantee{ExactlyOnce, AtLeastOnce} {
+		if x.String() == string(text) {
+			*g = x
+			return nil
+		}
+	}
+	return fmt.Errorf("guarantee %q: want %v or %v", text, ExactlyOnce, AtLeastOnce)
+}
+
+// Config configures an application. Zero fields are the defaults. The names in brackets are Kafka's.
+type Config struct {
+	// ApplicationID names the application: all instances with the same one share the work. It is the consumer group's
+	// name, and what internal topics, transactional ids and the state directory begin with. Required (application.id).
+	ApplicationID string
+	// Brokers are addresses to begin with, host:port. Default: localhost:9092 (bootstrap.servers).
+	Brokers []string
+	// Guarantee is what is promised about each record. Default: ExactlyOnce (processing.guarantee, where Kafka Streams'
+	// default is at_least_once).
+	Guarantee Guarantee
+
+	// CommitInterval is the longest time that processed records stay uncommitted. Default: 100ms, or 30s with
+	// AtLeastOnce (commit.interval.ms).
+	CommitInterval time.Duration
+	// TransactionTimeout is how long the broker waits for a transaction before it aborts it, and how long a request of a
+	// commit may take. A transaction is open only while it is sent, not while records are processed. Default: 10s
+	// (transaction.timeout.ms).
+	TransactionTimeout time.Duration
+
+	// Workers is the number of goroutines that process records. Default: GOMAXPROCS (num.stream.threads).
+	Workers int
+	// StateDir is where state and the identity of this instance are kept. One process has it at a time. It should stay
+	// from one start to the next: then only what changed meanwhile is restored, and a restart keeps the place in the
+	// group. Default: a directory below the system's one for temporary files, the first of the application's that no
+	// other process has (state.dir).
+	StateDir string
+	// MemoryBytes bounds what queues, write buffers, read caches and the state database take together, about. Default:
+	// 256 MB.
+	MemoryBytes int64
+	// FlushInterval is how often state is written to disk for good. After a crash what came since is read from the
+	// changelogs again. Default: 30s, and after every 64 MB.
+	FlushInterval time.Duration
+	// CacheBytes is the size of the record cache of all tasks together, which holds updates of tables back so that only
+	// the last one of a key goes on at each commit. Default: 10 MB; negative: none, every update goes on at once
+	// (statestore.cache.max.bytes).
+	CacheBytes int64
+
+	// NumStandbys is how many copies of each task's state other instances keep. Default: 0 (num.standby.replicas).
+	NumStandbys int
+	// SessionTimeout is how long the group waits for a sign of life before it gives this instance's tasks to others.
+	// Default: 10s (session.timeout.ms).
+	SessionTimeout time.Duration
+	// HeartbeatInterval is the time between signs of life. Default: 500ms (heartbeat.interval.ms).
+	HeartbeatInterval time.Duration
+	// RebalanceTimeout is how long instances have to give tasks back. Default: 60s (max.poll.interval.ms).
+	RebalanceTimeout time.Duration
+	// StayOnClose keeps the membership when the application stops, so that a start within SessionTimeout gets the same
+	// tasks and nobody else moves. Default: leave the group at once.
+	StayOnClose bool
+	// ShutdownTimeout is how long stopping may take, with the brokers there or not. Default: 30s.
+	ShutdownTimeout time.Duration
+	// ConnectTimeout is how long a start waits for a broker. Default: 10s.
+	ConnectTimeout time.Duration
+	// RackID says where this instance is, for brokers that serve reads from the nearest replica (client.rack).
+	RackID string
+
+	// TopicConfig is for the internal topics that are created, over Eddyline's own settings and under those of each
+	// store. Default: none (topic.*).
+	TopicConfig map[string]string
+	// ReplicationFactor of internal topics that are created. Default: the broker's (replication.factor).
+	ReplicationFactor int
+
+	// TLS encrypts connections. Default: nil, no encryption (security.protocol, ssl.*).
+	TLS *tls.Config
+	// SASL authenticates this instance. Default: nil, no authentication (sasl.*).
+	SASL sasl.Mechanism
+
+	// OnDecodeError, OnProcessError and OnEncodeError say what becomes of a record that cannot be read, whose processing
+	// fails, or that cannot be written, where the operator does not say it itself. Default: topology.Fail, which stops
+	// the application before the record (deserialization., processing. and production.exception.handler).
+	OnDecodeError, OnProcessError, OnEncodeError topology.ErrorPolicy
+	// DeadLetterTopic is where records go that a policy sends away. It has to exist. Default: "", they are only left out
+	// and counted (errors.dead.letter.queue.topic.name).
+	DeadLetterTopic string
+
+	// Logger gets what happens. Default: slog.Default().
+	Logger *slog.Logger
+	// Metrics is where the application's metrics are registered, under Kafka Streams' names. Default: nil, nowhere.
+	Metrics prometheus.Registerer
+	// OnEvent is called with each event, in order, by one goroutine, which waits for it. Default: nil.
+	OnEvent func(Event)
+
+	// Host is what the application takes from the machine that it runs on. Default: the machine itself.
+	Host Host
+}
+
+// Host stands for the machine. Tests put others in its place: a cluster in one process, under virtual time, with files in
+// memory. Zero fields are the machine's own.
+type Host struct {
+	// Name is the host's name.
+	Name string
+	// FS is the file system that StateDir lies on.
+	FS state.FS
+	// Dial opens connections to brokers.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// withDefaults returns the configuration with zero fields filled in.
+func (c Config) withDefaults() Config {
+	interval := 100 * time.Millisecond
+	if c.Guarantee == AtLeastOnce {
+		interval = 30 * time.Second
+	}
+	if len(c.Brokers) == 0 {
+		c.Brokers = []string{"localhost:9092"}
+	}
+	c.CommitInterval = cmp.Or(c.CommitInterval, interval)
+	c.TransactionTimeout = cmp.Or(c.TransactionTimeout, 10*time.Second)
+	c.Workers = cmp.Or(c.Workers, runtime.GOMAXPROCS(0))
+	c.MemoryBytes = cmp.Or(c.MemoryBytes, 256<<20)
+	c.CacheBytes = max(cmp.Or(c.CacheBytes, 10<<20), 0)
+	c.FlushInterval = cmp.Or(c.FlushInterval, 30*time.Second)
+	c.SessionTimeout = cmp.Or(c.SessionTimeout, 10*time.Second)
+	c.HeartbeatInterval = cmp.Or(c.HeartbeatInterval, 500*time.Millisecond)
+	c.RebalanceTimeout = cmp.Or(c.RebalanceTimeout, time.Minute)
+	c.ShutdownTimeout = cmp.Or(c.ShutdownTimeout, 30*time.Second)
+	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 10*time.Second)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.Host.Dial = dialOr(c.Host.Dial, c.TLS)
+	return c
+}
+
+// dialOr returns how connections are opened. TLS goes over those of the host, too.
+func dialOr(dial func(ctx context.Context, network, address string) (net.Conn, error), secure *tls.Config) func(
+	ctx context.Context, network, address string) (net.Conn, error) {
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	}
+	if secure == nil {
+		return dial
+	}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		config := secure.Clone()
+		if config.ServerName == "" {
+			if config.ServerName, _, err = net.SplitHostPort(address); err != nil {
+				return nil, errors.Join(err, conn.Close())
+			}
+		}
+		secured := tls.Client(conn, config)
+		if err := secured.HandshakeContext(ctx); err != nil {
+			return nil, errors.Join(fmt.Errorf("TLS handshake with %s: %w", address, err), conn.Close())
+		}
+		return secured, nil
+	}
+}
+
+const (
+	dialTimeout      = 10 * time.Second
+	leastMemoryBytes = 16 << 20
+	mostNameBytes    = 200 // of an application id: topics' names, of at most 249, begin with it
+)
+
+var legalName = regexp.MustCompile(`^[a-zA-Z0-9._-]+$`)
+
+// validate returns all faults of a configuration that has its defaults.
+func (c Config) validate() error {
+	var faults []error
+	fault := func(wrong bool, format string, args ...any) {
+		if wrong {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	fault(c.ApplicationID == "", "ApplicationID is empty: name the application; all instances with the same name share the work")
+	fault(c.ApplicationID != "" && !legalName.MatchString(c.ApplicationID),
+		"ApplicationID %q: topics are named after it, so use only letters, digits, '.', '_' and '-'", c.ApplicationID)
+	fault(len(c.ApplicationID) > mostNameBytes, "ApplicationID has %d characters: use at most %d", len(c.ApplicationID), mostNameBytes)
+	for _, b := range c.Brokers {
+		_, _, err := net.SplitHostPort(b)
+		fault(err != nil, "Brokers: address %q is not host:port", b)
+	}
+	fault(c.Guarantee > AtLeastOnce, "Guarantee %d: use ExactlyOnce or AtLeastOnce", c.Guarantee)
+	for _, d := range []struct {
+		name string
+		d    time.Duration
+	}{
+		{"CommitInterval", c.CommitInterval}, {"TransactionTimeout", c.TransactionTimeout}, {"SessionTimeout", c.SessionTimeout},
+		{"HeartbeatInterval", c.HeartbeatInterval}, {"RebalanceTimeout", c.RebalanceTimeout},
+		{"ShutdownTimeout", c.ShutdownTimeout}, {"ConnectTimeout", c.ConnectTimeout}, {"FlushInterval", c.FlushInterval},
+	} {
+		fault(d.d < time.Millisecond, "%s is %v: use at least 1ms, or 0 for the default", d.name, d.d)
+	}
+	fault(c.HeartbeatInterval*2 > c.SessionTimeout, "HeartbeatInterval %v is more than half of SessionTimeout %v: one lost heartbeat "+
+		"would cost the tasks; use a third at most", c.HeartbeatInterval, c.SessionTimeout)
+	fault(c.RebalanceTimeout < c.SessionTimeout, "RebalanceTimeout %v is less than SessionTimeout %v", c.RebalanceTimeout, c.SessionTimeout)
+	fault(c.Workers < 1, "Workers is %d: use at least 1, or 0 for the default", c.Workers)
+	fault(c.NumStandbys < 0, "NumStandbys is %d: use 0 or more", c.NumStandbys)
+	fault(c.ReplicationFactor < 0, "ReplicationFactor is %d: use 0 for the brokers' default", c.ReplicationFactor)
+	fault(c.MemoryBytes < leastMemoryBytes, "MemoryBytes is %d: use at least %d", c.MemoryBytes, leastMemoryBytes)
+	if len(faults) > 0 {
+		return fmt.Errorf("configuration: %w", errors.Join(faults...))
+	}
+	return nil
+}
+
+// stateDirs returns the directories to try, in order: the one that was named, or the application's default ones.
+func (c Config) stateDirs() []string {
+	if c.StateDir != "" {
+		return []string{c.StateDir}
+	}
+	var dirs []string
+	for i := range mostDefaultDirs {
+		dirs = append(dirs, filepath.Join(os.TempDir(), "eddyline", c.ApplicationID, strconv.Itoa(i)))
+	}
+	return dirs
+}
+
+// mostDefaultDirs is how many instances a machine runs that were not given a directory.
+const mostDefaultDirs = 64
+
+// policy returns what becomes of records that fail at class.
+func (c Config) policy(class topology.Class) topology.ErrorPolicy {
+	switch class {
+	case topology.DecodeError:
+		return c.OnDecodeError
+	case topology.EncodeError, topology.SendError:
+		return c.OnEncodeError
+	}
+	return c.OnProcessError
+}
+
+// clientOptions returns what every client of the application needs. part says what it is for.
+func (c Config) clientOptions(part string) []kgo.Opt {
+	o := []kgo.Opt{
+		kgo.SeedBrokers(c.Brokers...),
+		kgo.ClientID(c.ApplicationID + "-" + part),
+		kgo.Dialer(c.Host.Dial),
+		kgo.WithLogger(clientLog{c.Logger.With("client", part)}),
+		kgo.MetadataMinAge(metadataMinAge),
+		kgo.DisableClientMetrics(),
+	}
+	if c.SASL != nil {
+		o = append(o, kgo.SASL(c.SASL))
+	}
+	if c.RackID != "" {
+		o = append(o, kgo.Rack(c.RackID))
+	}
+	return o
+}
+
+// metadataMinAge is how often a client asks where partitions are while it does not know.
+const metadataMinAge = 100 * time.Millisecond
+
+// clientLog has the Kafka client log to the application's logger. What the client calls a warning or less is detail here:
+// it goes on by itself.
+type clientLog struct{ log *slog.Logger }
+
+// Level implements [kgo.Logger].
+func (l clientLog) Level() kgo.LogLevel {
+	switch {
+	case l.log.Enabled(context.Background(), slog.LevelDebug):
+		return kgo.LogLevelInfo
+	case l.log.Enabled(context.Background(), slog.LevelWarn):
+		return kgo.LogLevelError
+	}
+	return kgo.LogLevelNone
+}
+
+// Log implements [kgo.Logger].
+func (l clientLog) Log(level kgo.LogLevel, msg string, keyvals ...any) {
+	at := slog.LevelDebug
+	if level == kgo.LogLevelError {
+		at = slog.LevelWarn
+	}
+	l.log.Log(context.Background(), at, msg, keyvals...)
+}
+
+// memory is how MemoryBytes is divided. What lies on Go's heap counts with what the collector leaves around it.
+type memory struct {
+	fetch    int64 // queued input, of all partitions
+	burst    int   // of output and state a worker commits at a time
+	reads    int64 // caches in front of the state database, of all stores
+	memtable int   // of the state database
+	blocks   int64 // cache of the state database
+	restore  int64 // of records on their way into the state database
+}
+
+func (c Config) memory() memory {
+	m := c.MemoryBytes
+	return memory{
+		fetch:    m / 8,
+		burst:    int(min(mostBurst, m/8/int64(c.Workers))),
+		reads:    m / 8,
+		memtable: int(min(64<<20, m/16)),
+		blocks:   m / 8,
+		restore:  m / 8,
+	}
+}
+
+// mostBurst is what a worker sends in one transaction at most.
+const mostBurst = 16 << 20

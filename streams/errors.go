@@ -1,0 +1,33 @@
+package streams
+
+import (
+	"errors"
+	"fmt"
+)
+
+// ErrRunTwice reports that [App.Run] was called a second time. An App lives once: make another one with [New].
+var ErrRunTwice = errors.New("an App runs once: make another one with New")
+
+// ErrNotRunning reports that the application ended before it was ready. What [App.Run] returned says why.
+var ErrNotRunning = errors.New("the application has ended")
+
+// ErrUnreachable reports that no broker answered when the application started. Check Config.Brokers, the network, and
+// that TLS and SASL are what the brokers expect; then start it again.
+var ErrUnreachable = errors.New("no broker answers")
+
+// ErrNoStart reports that a partition has no committed offset, or that the records there are gone, and that its topic is
+// declared with [topology.NoStart]. Set the offsets of the consumer group, or declare where to start.
+var ErrNoStart = errors.New("no offset to start from")
+
+// ErrRecreated reports that a topic was deleted and created again while the application read it: offsets of the old one
+// mean nothing in the new. Stop the application, reset it, and start it again.
+var ErrRecreated = errors.New("the topic was deleted and created again")
+
+// ErrShutdown reports that the application did not stop within Config.ShutdownTimeout: what was not committed by then is
+// processed again after the next start, nothing is lost.
+var ErrShutdown = errors.New("not stopped in time")
+
+// missingOutput says that an output topic does not exist.
+func missingOutput(topic string) error {
+	return fmt.Errorf("write to topic %q: it does not exist; create it: Eddyline creates internal topics only", topic)
+}

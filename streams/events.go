@@ -1,0 +1,133 @@
+package streams
+
+import (
+	"time"
+
+	"github.com/eddyline/eddyline/streams/task"
+)
+
+// State is the state of an application, named as in Kafka Streams.
+//
+//	CREATED ──> REBALANCING <──> RUNNING
+//	                 └──────┬───────┘
+//	       PENDING_SHUTDOWN or PENDING_ERROR
+//	                 ┌──────┴───────┐
+//	           NOT_RUNNING        ERROR
+type State uint8
+
+// The states of an application.
+const (
+	Created         State = iota // Run was not called yet
+	Rebalancing                  // it starts, or restores tasks that it was assigned
+	Running                      // every task that it was assigned is processing; none may be assigned
+	PendingShutdown              // it commits and closes its tasks
+	NotRunning                   // it has stopped
+	PendingError                 // as PendingShutdown, after a failure
+	Failed                       // it has stopped after a failure
+)
+
+func (s State) String() string {
+	return [...]string{
+		"CREATED", "REBALANCING", "RUNNING", "PENDING_SHUTDOWN", "NOT_RUNNING", "PENDING_ERROR", "ERROR",
+	}[s]
+}
+
+// Event is something that happened in an application: [StateChanged], [TasksAssigned], [TasksRevoked], [RestoreStarted],
+// [RestoreProgress] or [RestoreEnded].
+type Event interface{ event() }
+
+// StateChanged tells of the application's state.
+type StateChanged struct{ From, To State }
+
+// TasksAssigned tells of tasks that the group gave to this instance. They are restored, then they run.
+type TasksAssigned struct{ Tasks []task.ID }
+
+// TasksRevoked tells of tasks that this instance had: given back to the group after a commit, or lost, because the group
+// gave this instance up.
+type TasksRevoked struct {
+	Tasks []task.ID
+	Lost  bool
+}
+
+// RestoreStarted tells that a store is brought to the end of its changelog.
+type RestoreStarted struct {
+	Task  task.ID
+	Store string
+	From  int64 // the next offset to read
+	To    int64 // the end of the changelog
+	// Wiped says why what was on disk could not be used, so that all is read again; "" if it could, or if there was
+	// nothing.
+	Wiped string
+}
+
+// RestoreProgress tells how far a restore is, about once a second.
+type RestoreProgress struct {
+	Task     task.ID
+	Store    string
+	Next, To int64 // offsets
+	Records  int64 // read so far
+}
+
+// RestoreEnded tells that a store is at the end of its changelog.
+type RestoreEnded struct {
+	Task    task.ID
+	Store   string
+	Records int64
+	Took    time.Duration
+}
+
+func (StateChanged) event()    {}
+func (TasksAssigned) event()   {}
+func (TasksRevoked) event()    {}
+func (RestoreStarted) event()  {}
+func (RestoreProgress) event() {}
+func (RestoreEnded) event()    {}
+
+// events hands events to the user's function, one after the other, so that nobody else waits for it.
+type events struct {
+	queue *inbox[Event]
+	done  chan struct{}
+	stop  chan struct{}
+}
+
+// newEvents returns nil for no function: everything may be called on it.
+func newEvents(f func(Event)) *events {
+	if f == nil {
+		return nil
+	}
+	e := &events{queue: newInbox[Event](), done: make(chan struct{}), stop: make(chan struct{})}
+	go e.run(f)
+	return e
+}
+
+func (e *events) run(f func(Event)) {
+	defer close(e.done)
+	for {
+		last := false
+		select {
+		case <-e.queue.bell:
+		case <-e.stop:
+			last = true
+		}
+		for _, event := range e.queue.take(nil) {
+			f(event)
+		}
+		if last {
+			return
+		}
+	}
+}
+
+func (e *events) put(event Event) {
+	if e != nil {
+		e.queue.put(event)
+	}
+}
+
+// close returns when the function was called with every event.
+func (e *events) close() {
+	if e != nil {
+		close(e.stop)
+		<-e.done
+	}
+}

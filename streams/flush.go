@@ -1,0 +1,139 @@
+package streams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/eddyline/eddyline/state"
+)
+
+// storage is the state of this process: the directory with its lock and identity, the database in it, and what is kept in
+// memory.
+type storage struct {
+	dir    *state.Dir
+	engine *state.Pebble
+	ram    *state.Memory
+	disk   *state.Spaces // of engine
+	memory *state.Spaces // of ram
+	log    *slog.Logger
+	fresh  bool // the identity is a new one
+}
+
+const (
+	flushBytes = 64 << 20 // written since the last flush: more would have to be read again after a crash
+	flushLook  = 500 * time.Millisecond
+)
+
+// openStorage opens the state directory, the first one that no other process has.
+func openStorage(c Config, log *slog.Logger) (s *storage, err error) {
+	s = &storage{log: log, ram: state.NewMemory()}
+	dirs := c.stateDirs()
+	for _, path := range dirs {
+		s.dir, err = state.OpenDir(path, state.DirOptions{FS: c.Host.FS, HostName: c.Host.Name, Logger: log})
+		if !errors.Is(err, state.ErrLocked) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.fresh = s.dir.Slots() == 0
+	m := c.memory()
+	s.engine, err = s.dir.OpenPebble(state.PebbleOptions{
+		MemTableBytes: m.memtable, CacheBytes: m.blocks, Logger: log,
+		OnCorrupt: func(e *state.CorruptError) { log.Error("state on disk is damaged", "error", e) },
+	})
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	if s.disk, err = state.OpenSpaces(s.engine); err == nil {
+		s.memory, err = state.OpenSpaces(s.ram)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	log.Info("state directory", "path", s.dir.Path(), "identity", s.dir.Identity(), "existed", s.dir.Existed())
+	return s, nil
+}
+
+// close flushes, closes and gives the directory free.
+func (s *storage) close() error {
+	var err error
+	if s.engine != nil {
+		err = s.engine.Close()
+	}
+	if s.dir != nil {
+		err = errors.Join(err, s.dir.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("close the state: %w", err)
+	}
+	return nil
+}
+
+// relax waits while the database is busy with what was written to it already: all stores wait for the same disk.
+func (s *storage) relax() {
+	for range 100 {
+		if l0, _ := s.engine.Pressure(); l0 < mostL0 {
+			return
+		}
+		time.Sleep(compactWait)
+	}
+}
+
+// flush writes what lies in memory to disk every so often, so that little has to be read again after a crash. Before,
+// the tasks note that they are at the ends of their changelogs.
+func (a *App) flush(ctx context.Context) {
+	tick := time.NewTicker(min(flushLook, a.config.FlushInterval))
+	defer tick.Stop()
+	last := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		n := a.storage.engine.Unflushed()
+		if n < flushBytes && (n == 0 || time.Since(last) < a.config.FlushInterval) {
+			continue
+		}
+		a.stamp(ctx)
+		if err := a.storage.engine.Flush(); err != nil && ctx.Err() == nil {
+			a.flushFailed(err)
+		}
+		last = time.Now()
+	}
+}
+
+// flushFailed ends the application if the database cannot be written any more. A full disk is waited for.
+func (a *App) flushFailed(err error) {
+	if errors.Is(err, state.ErrFailed) {
+		a.fail(fmt.Errorf("state directory %s: %w", a.storage.dir.Path(), err))
+		return
+	}
+	a.log.Warn("state was not flushed: it is tried again", "error", err)
+}
+
+// stamp has all workers note the time in the state of their tasks.
+func (a *App) stamp(ctx context.Context) {
+	var all sync.WaitGroup
+	now := time.Now()
+	for _, w := range a.workers {
+		all.Add(1)
+		w.inbox.put(stamp{now, sync.OnceFunc(all.Done)})
+	}
+	done := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	case <-time.After(time.Second): // a user's function takes its time
+	}
+}

@@ -1,0 +1,185 @@
+package streams
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/eddyline/eddyline/state"
+	"github.com/eddyline/eddyline/streams/task"
+	"github.com/eddyline/eddyline/topology"
+)
+
+// globals are the global stores of this process. One goroutine reads all partitions of their topics, from the beginning
+// at each start, and publishes what it read; tasks read what is published.
+type globals struct {
+	app     *App
+	source  *fetcher
+	in      *inbox[fetched]
+	fillers map[string]*task.Global // by topic
+	spaces  map[string]*state.Space // by store
+	left    map[topicPartition]int64
+	version atomic.Uint64 // counts what was published
+}
+
+// globalTask stands in the place of a task's name.
+const globalTask = "global"
+
+// startGlobals fills the global stores, and goes on filling them until the application ends.
+func (a *App) startGlobals(ctx context.Context, plan *topology.Plan) error {
+	if len(plan.Globals) == 0 {
+		return nil
+	}
+	g := &globals{
+		app: a, in: newInbox[fetched](), fillers: map[string]*task.Global{}, spaces: map[string]*state.Space{},
+		left: map[topicPartition]int64{},
+	}
+	a.globals = g
+	for _, sub := range a.graph.Subtopologies() {
+		if sub.Global {
+			if err := g.open(sub); err != nil {
+				return err
+			}
+		}
+	}
+	committed := a.config.Guarantee == ExactlyOnce
+	g.source = newFetcher(a.cluster, a.client("global"), committed, a.config.memory().fetch, a.log)
+	g.source.start(a.life)
+	if err := g.read(ctx, plan, committed); err != nil {
+		return err
+	}
+	a.serving.Go(g.follow)
+	return nil
+}
+
+// open makes the filler of a store. What an earlier run left is dropped.
+func (g *globals) open(sub *topology.Subtopology) error {
+	spec := sub.Stores[0]
+	spaces := g.app.storage.disk
+	if spec.InMemory {
+		spaces = g.app.storage.memory
+	}
+	space, err := spaces.Open(globalTask, spec.Name, task.LayoutOf(spec))
+	if err == nil {
+		err = space.Drop()
+	}
+	if err != nil {
+		return fmt.Errorf("global store %q: %w", spec.Name, err)
+	}
+	env := topology.Env{
+		Context: g.app.life, TopicName: g.app.topicName, Policy: g.app.config.policy, Logger: g.app.log.With("store", spec.Name),
+		Partitions: func(string, bool) int { return 0 }, Dropped: func(_, reason string) { g.app.metrics.dropped.WithLabelValues(globalTask, reason).Inc() },
+	}
+	filler, err := task.NewGlobal(g.app.graph, sub, env, state.NewBuffered(space, state.BufferOptions{Unlogged: true}))
+	if err != nil {
+		return fmt.Errorf("global store %q: %w", spec.Name, err)
+	}
+	g.fillers[filler.Topic()], g.spaces[spec.Name] = filler, space
+	return nil
+}
+
+// read reads all partitions to where they end now.
+func (g *globals) read(ctx context.Context, plan *topology.Plan, committed bool) error {
+	began := time.Now()
+	at := map[topicPartition]int64{}
+	for _, p := range plan.Globals {
+		at[topicPartition{p.Name, p.Partition}] = listEarliest
+	}
+	begins, err := g.app.cluster.listOffsets(ctx, committed, at)
+	if err != nil {
+		return err
+	}
+	for p := range at {
+		at[p] = listLatest
+	}
+	ends, err := g.app.cluster.listOffsets(ctx, committed, at)
+	if err != nil {
+		return err
+	}
+	records := int64(0)
+	for p, end := range ends {
+		records += end.offset - begins[p].offset
+		if begins[p].offset < end.offset {
+			g.left[p] = end.offset
+		}
+		g.source.add(&feed{topicPartition: p, name: p.topic, deliver: g.in.put}, begins[p].offset)
+	}
+	g.app.log.Info("global stores are filled", "stores", len(g.fillers), "records", records)
+	for len(g.left) > 0 {
+		g.in.wait(ctx, time.Time{})
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := g.take(); err != nil {
+			return err
+		}
+	}
+	g.app.log.Info("global stores are full", "took", time.Since(began))
+	return nil
+}
+
+// take processes what was read, and publishes it.
+func (g *globals) take() error {
+	now := time.Now().UnixMilli()
+	for _, f := range g.in.take(nil) {
+		if f.err != nil {
+			return fmt.Errorf("global store: %w", f.err)
+		}
+		filler := g.fillers[f.feed.topicPartition.topic]
+		for i := range f.records {
+			if err := filler.Process(&f.records[i], now); err != nil {
+				return err
+			}
+		}
+		if len(f.records) > 0 {
+			if err := filler.Publish(); err != nil {
+				return err
+			}
+			g.version.Add(1)
+		}
+		g.source.settle(f.feed, f.bytes)
+		if end, ok := g.left[f.feed.topicPartition]; ok && f.next >= end {
+			delete(g.left, f.feed.topicPartition)
+		}
+	}
+	return nil
+}
+
+// follow keeps the stores up to date.
+func (g *globals) follow() {
+	for {
+		g.in.wait(g.app.life, time.Time{})
+		if g.app.life.Err() != nil {
+			break
+		}
+		if err := g.take(); err != nil {
+			g.app.fail(err)
+			break
+		}
+	}
+	for _, f := range g.fillers {
+		f.Close()
+	}
+}
+
+// view returns a store for a task to read. It belongs to the task's worker.
+func (g *globals) view(r *running, s *topology.StoreSpec) (state.Store, error) {
+	space := g.spaces[s.Name]
+	if space == nil {
+		return nil, fmt.Errorf("nothing fills it")
+	}
+	b := state.NewBuffered(space.Fork(), state.BufferOptions{})
+	r.views = append(r.views, b)
+	return b, nil
+}
+
+// renew has the views of a task show what was published since it was called last.
+func (g *globals) renew(r *running) {
+	if v := g.version.Load(); v != r.viewed {
+		r.viewed = v
+		for _, b := range r.views {
+			b.Release()
+		}
+	}
+}

@@ -1,0 +1,417 @@
+package streams
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"iter"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"github.com/eddyline/eddyline/state"
+	"github.com/eddyline/eddyline/streams/task"
+	"github.com/eddyline/eddyline/topology"
+)
+
+// restorer brings the stores of tasks to the ends of their changelogs before the tasks run. Several tasks are restored at
+// a time, beside others that run.
+type restorer struct {
+	app    *App
+	source *fetcher
+	log    *slog.Logger
+	turns  chan struct{} // one for each task that is restored at a time
+	chunk  int64         // bytes that a restore collects before it writes them
+
+	mu        sync.Mutex
+	retention map[string]time.Duration // delete.retention.ms of changelogs
+}
+
+const (
+	bulkRecords   = 100_000     // from which on a restore is written in sorted runs
+	batchBytes    = 512 << 10   // of a batch of a smaller one
+	progressEvery = time.Second // of events and log lines
+	mostL0        = 12          // levels on top of each other from which on restoring waits for compactions
+	compactWait   = 20 * time.Millisecond
+)
+
+func newRestorer(a *App, source *fetcher, log *slog.Logger) *restorer {
+	turns := max(4, 2*a.config.Workers)
+	return &restorer{
+		app: a, source: source, log: log, turns: make(chan struct{}, turns), chunk: max(1<<20, a.config.memory().restore/int64(turns)),
+		retention: map[string]time.Duration{},
+	}
+}
+
+// task returns the stores of a task, restored. inputs are what the task goes on from.
+func (r *restorer) task(ctx context.Context, id task.ID, plan *topology.PlannedTask, inputs []task.Input) ([]*taskStore, error) {
+	select {
+	case r.turns <- struct{}{}:
+		defer func() { <-r.turns }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	var stores []*taskStore
+	for _, spec := range plan.Sub.Stores {
+		st, err := r.open(id, spec)
+		if err != nil {
+			return nil, err
+		}
+		stores = append(stores, st)
+	}
+	for _, st := range stores {
+		if st.changelog.topic == "" {
+			continue
+		}
+		if err := r.store(ctx, id, st, limitOf(st, inputs)); err != nil {
+			return nil, fmt.Errorf("restore store %q: %w", st.spec.Name, err)
+		}
+	}
+	return stores, nil
+}
+
+// open opens the span of a store.
+func (r *restorer) open(id task.ID, spec *topology.StoreSpec) (*taskStore, error) {
+	spaces := r.app.storage.disk
+	if spec.InMemory {
+		spaces = r.app.storage.memory
+	}
+	space, err := spaces.Open(id.String(), spec.Name, task.LayoutOf(spec))
+	if err != nil {
+		return nil, err
+	}
+	return &taskStore{
+		spec: spec, space: space, onDisk: !spec.InMemory,
+		changelog: topicPartition{spec.ChangelogTopic(r.app.config.ApplicationID), id.Partition},
+	}, nil
+}
+
+// limitOf returns where the restore of a store ends at the latest: for a source topic that serves as the changelog, where
+// the task goes on reading it. Negative: at the end.
+func limitOf(st *taskStore, inputs []task.Input) int64 {
+	if st.spec.Logged {
+		return -1
+	}
+	for _, in := range inputs {
+		if in.Topic == st.spec.Source {
+			return in.Next
+		}
+	}
+	return 0
+}
+
+// store restores one store. What fails because brokers do is tried again.
+func (r *restorer) store(ctx context.Context, id task.ID, st *taskStore, limit int64) error {
+	_, err := retry(ctx, r.log, "restore store "+st.spec.Name+" of task "+id.String(), func(ctx context.Context) (struct{}, error) {
+		job, err := r.begin(ctx, id, st, limit)
+		if err == nil {
+			err = job.restore(ctx)
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+// restoreJob is the restore of one store.
+type restoreJob struct {
+	*restorer
+	id      task.ID
+	st      *taskStore
+	format  state.Format
+	offset  state.Offset // of what is written, AtEndMs as it was
+	next    int64        // what is read
+	end     int64
+	records int64
+	began   time.Time
+	told    time.Time
+	wiped   string
+
+	key, value []byte
+	batch      *state.SpaceBatch
+	run        *sortedRun // for large ones; else nil
+}
+
+// begin finds out from where to where a store has to be read. What lies on disk is used if it belongs to this changelog;
+// else it is dropped, and the reason logged. The end is the high watermark: after a commit the last stable offset is
+// still behind for a while, and a restore that stopped there would pair old state with new offsets.
+func (r *restorer) begin(ctx context.Context, id task.ID, st *taskStore, limit int64) (*restoreJob, error) {
+	topic, err := r.app.cluster.topic(ctx, st.changelog.topic)
+	if err != nil {
+		return nil, err
+	}
+	if topic == nil || int(st.changelog.partition) >= len(topic.leaders) {
+		return nil, fmt.Errorf("changelog partition %v does not exist: %w", st.changelog, kerr.UnknownTopicOrPartition)
+	}
+	st.topicID = topic.id
+	facts := state.BrokerFacts{TopicID: topic.id, EpochEnd: -1}
+	bounds, err := r.bounds(ctx, st.changelog)
+	if err != nil {
+		return nil, err
+	}
+	facts.LogStart, facts.End = bounds[0], bounds[1]
+	if limit >= 0 {
+		facts.End = min(facts.End, limit)
+	}
+	if facts.DeleteRetention, err = r.retentionOf(ctx, st.changelog.topic); err != nil {
+		return nil, err
+	}
+	old, found, err := st.space.Offset()
+	if err != nil {
+		return nil, err
+	}
+	if found && old.TopicID == topic.id && old.LeaderEpoch >= 0 {
+		if facts.EpochEnd, err = r.app.cluster.epochEnd(ctx, st.changelog, old.LeaderEpoch); err != nil {
+			return nil, err
+		}
+	}
+	return r.job(id, st, old, found, facts)
+}
+
+func (r *restorer) job(id task.ID, st *taskStore, old state.Offset, found bool, facts state.BrokerFacts) (*restoreJob, error) {
+	now := time.Now()
+	j := &restoreJob{restorer: r, id: id, st: st, format: task.FormatOf(st.spec), offset: old, end: facts.End, began: now, told: now}
+	if found || !st.space.Empty() {
+		ok, why := state.Usable(old, facts, now)
+		if ok {
+			j.next = old.Next
+			return j, nil
+		}
+		j.wiped = why
+		r.log.Warn("the state of a store cannot be used: it is dropped and restored from the beginning",
+			"task", id.String(), "store", st.spec.Name, "why", why)
+		if err := st.space.Drop(); err != nil {
+			return nil, err
+		}
+	}
+	j.next = min(facts.LogStart, facts.End)
+	j.offset = state.Offset{TopicID: facts.TopicID, Next: j.next, LeaderEpoch: -1, AtEndMs: now.UnixMilli()}
+	return j, nil
+}
+
+// bounds returns the first offset of a changelog partition and its high watermark.
+func (r *restorer) bounds(ctx context.Context, p topicPartition) (bounds [2]int64, err error) {
+	for i, at := range []int64{listEarliest, listLatest} {
+		offsets, err := r.app.cluster.listOffsets(ctx, false, map[topicPartition]int64{p: at})
+		if err != nil {
+			return bounds, err
+		}
+		bounds[i] = offsets[p].offset
+	}
+	return bounds, nil
+}
+
+func (r *restorer) retentionOf(ctx context.Context, topic string) (time.Duration, error) {
+	r.mu.Lock()
+	d, ok := r.retention[topic]
+	r.mu.Unlock()
+	if ok {
+		return d, nil
+	}
+	d, err := r.app.cluster.deleteRetention(ctx, topic)
+	if err != nil {
+		return 0, err
+	}
+	r.mu.Lock()
+	r.retention[topic] = d
+	r.mu.Unlock()
+	return d, nil
+}
+
+// restore reads the changelog until the position has passed its end, and writes it to the store's space.
+func (j *restoreJob) restore(ctx context.Context) error {
+	j.started()
+	if err := j.read(ctx); err != nil {
+		return err
+	}
+	j.offset.Next, j.offset.AtEndMs = j.next, time.Now().UnixMilli()
+	if err := j.st.space.SetOffset(j.offset); err != nil {
+		return err
+	}
+	j.st.offset = j.offset
+	j.finished()
+	return nil
+}
+
+func (j *restoreJob) read(ctx context.Context) error {
+	if j.next >= j.end {
+		return nil
+	}
+	j.batch = j.st.space.NewBatch()
+	defer j.batch.Close()
+	if j.st.onDisk && j.end-j.next >= bulkRecords {
+		j.run = new(sortedRun)
+	}
+	in := newInbox[fetched]()
+	d := &feed{topicPartition: j.st.changelog, deliver: in.put}
+	j.source.add(d, j.next)
+	defer j.source.remove(d)
+	for j.next < j.end {
+		in.wait(ctx, time.Time{})
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		for _, f := range in.take(nil) {
+			if f.err != nil {
+				return f.err
+			}
+			if err := j.take(f); err != nil {
+				return err
+			}
+			j.source.settle(d, f.bytes)
+		}
+		j.progress()
+	}
+	return j.write()
+}
+
+// take takes what was read. Of a source topic no more than belongs to the committed offset.
+func (j *restoreJob) take(f fetched) error {
+	for i := range f.records {
+		r := &f.records[i]
+		if !j.st.spec.Logged && r.Offset >= j.end {
+			j.next = j.end
+			return nil
+		}
+		if err := j.put(r); err != nil {
+			return fmt.Errorf("record %v@%d: %w", j.st.changelog, r.Offset, err)
+		}
+		j.records++
+		j.offset.LeaderEpoch = r.LeaderEpoch
+	}
+	j.next = f.next
+	if !j.st.spec.Logged {
+		j.next = min(j.next, j.end)
+	}
+	if j.full() {
+		return j.write()
+	}
+	return nil
+}
+
+func (j *restoreJob) put(r *topology.Input) (err error) {
+	j.key, j.value, err = j.format.Restore(j.key[:0], j.value[:0], state.Logged{
+		Key: r.Key, Value: r.Value, Timestamp: r.Timestamp, Headers: r.Headers,
+	})
+	if err != nil {
+		return err
+	}
+	if j.run != nil {
+		j.run.add(j.key, j.value)
+	} else {
+		j.batch.Put(j.key, j.value)
+	}
+	return nil
+}
+
+func (j *restoreJob) full() bool {
+	if j.run != nil {
+		return int64(len(j.run.data)+len(j.run.entries)*entrySize) >= j.chunk
+	}
+	return j.batch.Bytes() >= batchBytes
+}
+
+// write writes what was collected, and the offset that it reaches to.
+func (j *restoreJob) write() error {
+	j.offset.Next = j.next
+	if j.run == nil {
+		j.batch.SetOffset(j.offset)
+		return j.batch.Apply()
+	}
+	if len(j.run.entries) == 0 {
+		return nil
+	}
+	j.app.storage.relax()
+	err := j.st.space.Ingest(j.offset, j.run.sorted())
+	j.run.reset()
+	return err
+}
+
+func (j *restoreJob) started() {
+	s := j.st
+	if j.next < j.end || j.wiped != "" {
+		j.log.Info("restore", "task", j.id.String(), "store", s.spec.Name, "from", j.next, "to", j.end)
+	} else {
+		j.log.Debug("restore: nothing to read", "task", j.id.String(), "store", s.spec.Name, "from", j.next, "to", j.end)
+	}
+	j.app.events.put(RestoreStarted{j.id, s.spec.Name, j.next, j.end, j.wiped})
+}
+
+func (j *restoreJob) progress() {
+	if time.Since(j.told) < progressEvery {
+		return
+	}
+	j.told = time.Now()
+	j.app.metrics.restored(j.id, j.end-j.next)
+	j.app.events.put(RestoreProgress{j.id, j.st.spec.Name, j.next, j.end, j.records})
+	j.log.Info("restoring", "task", j.id.String(), "store", j.st.spec.Name, "next", j.next, "to", j.end)
+}
+
+func (j *restoreJob) finished() {
+	took := time.Since(j.began)
+	j.app.metrics.restored(j.id, 0)
+	j.app.events.put(RestoreEnded{j.id, j.st.spec.Name, j.records, took})
+	if j.records > 0 || j.wiped != "" {
+		j.log.Info("restored", "task", j.id.String(), "store", j.st.spec.Name, "records", j.records, "took", took)
+	}
+}
+
+// sortedRun collects entries to be written in the order of their keys, the last one of each.
+type sortedRun struct {
+	data    []byte
+	entries []runEntry
+}
+
+// runEntry is a key and a value in data.
+type runEntry struct {
+	at               int
+	keyLen, valueLen int32 // valueLen -1: a delete
+}
+
+const entrySize = 16
+
+func (s *sortedRun) add(key, value []byte) {
+	e := runEntry{len(s.data), int32(len(key)), int32(len(value))}
+	if value == nil {
+		e.valueLen = -1
+	}
+	s.data = append(append(s.data, key...), value...)
+	if len(s.data) == e.at { // so that no two entries begin at one place
+		s.data = append(s.data, 0)
+	}
+	s.entries = append(s.entries, e)
+}
+
+func (s *sortedRun) key(e runEntry) []byte { return s.data[e.at : e.at+int(e.keyLen)] }
+
+func (s *sortedRun) value(e runEntry) []byte {
+	if e.valueLen < 0 {
+		return nil
+	}
+	from := e.at + int(e.keyLen)
+	return s.data[from : from+int(e.valueLen) : from+int(e.valueLen)]
+}
+
+// sorted iterates over the last entry of each key, in the order of the keys.
+func (s *sortedRun) sorted() iter.Seq2[[]byte, []byte] {
+	slices.SortFunc(s.entries, func(a, b runEntry) int {
+		if c := bytes.Compare(s.key(a), s.key(b)); c != 0 {
+			return c
+		}
+		return a.at - b.at // in the order of the changelog
+	})
+	return func(yield func(k, v []byte) bool) {
+		for i, e := range s.entries {
+			if i+1 < len(s.entries) && bytes.Equal(s.key(e), s.key(s.entries[i+1])) {
+				continue
+			}
+			if !yield(s.key(e), s.value(e)) {
+				return
+			}
+		}
+	}
+}
+
+func (s *sortedRun) reset() { s.data, s.entries = s.data[:0], s.entries[:0] }

@@ -1,0 +1,177 @@
+package streams
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"pgregory.net/rapid"
+
+	"github.com/eddyline/eddyline/serde"
+	"github.com/eddyline/eddyline/state"
+	"github.com/eddyline/eddyline/topology"
+)
+
+// TestSortedRun compares a run with a map.
+func TestSortedRun(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		run, want := new(sortedRun), map[string][]byte{}
+		for range rapid.IntRange(0, 50).Draw(t, "entries") {
+			key := rapid.SampledFrom([]string{"", "a", "b", "aa", "ab", "\x00"}).Draw(t, "key")
+			value := rapid.SampledFrom([][]byte{nil, {}, []byte("x"), []byte("yy")}).Draw(t, "value")
+			run.add([]byte(key), value)
+			want[key] = value
+		}
+		keys := slices.Sorted(maps.Keys(want))
+		i := 0
+		for k, v := range run.sorted() {
+			if i >= len(keys) || string(k) != keys[i] || (v == nil) != (want[keys[i]] == nil) || string(v) != string(want[keys[i]]) {
+				t.Fatalf("entry %d is %q=%q, want the entries %q", i, k, v, want)
+			}
+			i++
+		}
+		if i != len(keys) {
+			t.Fatalf("%d entries, want %d", i, len(keys))
+		}
+	})
+}
+
+// tableOf returns a topology that keeps a topic as a table, and answers with its rows.
+func tableOf(t *testing.T) *topology.Graph {
+	b := topology.New()
+	rows := b.Table(topology.NewTopic("rows", serde.String, serde.String)).As("rows")
+	b.Stream(topology.NewTopic("asks", serde.String, serde.String)).
+		JoinTable(rows, func(_, row string) string { return row }).
+		To(topology.NewTopic("answers", serde.String, serde.String))
+	return graphOf(t, b)
+}
+
+// TestRestoreBulk restores a table that is large enough to be written in sorted runs, with rows changed and deleted.
+func TestRestoreBulk(t *testing.T) {
+	brokers := fakeCluster(t, 1, "rows", "asks", "answers")
+	c := testConfig(brokers)
+	var records []*kgo.Record
+	for i := range bulkRecords + 20_000 {
+		r := &kgo.Record{Topic: "rows", Key: fmt.Append(nil, i%50_000), Value: fmt.Append(nil, "row ", i)}
+		if i%10 == 3 {
+			r.Value = nil
+		}
+		records = append(records, r)
+	}
+	c.CommitInterval = time.Millisecond // so that the changelog has each change
+	send(t, brokers, records...)
+	a, stop := runApp(t, tableOf(t), c)
+	ready(t, a)
+	send(t, brokers, &kgo.Record{Topic: "asks", Key: []byte("12"), Value: []byte("?")})
+	receive(t, brokers, "answers", 1)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	c.Host.FS = state.NewMemoryFS() // the state is gone
+	var restored RestoreEnded
+	c.OnEvent = func(e Event) {
+		if e, ok := e.(RestoreEnded); ok {
+			restored = e
+		}
+	}
+	a, stop = runApp(t, tableOf(t), c)
+	ready(t, a)
+	for _, key := range []string{"49999", "13", "0"} { // 13 was deleted last
+		send(t, brokers, &kgo.Record{Topic: "asks", Key: []byte(key), Value: []byte("?")})
+	}
+	var got []string
+	for _, r := range receive(t, brokers, "answers", 3) {
+		got = append(got, string(r.Key)+" "+string(r.Value))
+	}
+	want := []string{"12 row 100012", "49999 row 99999", "0 row 100000"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if restored.Records < 50_000 {
+		t.Errorf("%d records were restored", restored.Records)
+	}
+}
+
+// TestBubble runs two instances under virtual time: a broker in memory over a network in memory, state on a file system
+// in memory. The second one takes over when the first one stops, hours pass, nothing is left running.
+func TestBubble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := new(kfake.VirtualNetwork)
+		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(9092), kfake.ListenFn(network.Listen), kfake.SeedTopics(2, "lines", "counts"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cluster.Close()
+		start := func(name string) (*App, context.CancelFunc, chan error) {
+			g, err := wordCount("lines", "counts").Build()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := testConfig(cluster.ListenAddrs())
+			c.StateDir, c.Host.Name, c.Host.Dial, c.Workers = name, name, network.DialContext, 2
+			a, err := New(g, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- a.Run(ctx) }()
+			if err := a.Ready(ctx); err != nil {
+				t.Fatal(cmp.Or(<-done, err))
+			}
+			return a, cancel, done
+		}
+		client, err := kgo.NewClient(kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.Dialer(network.DialContext), kgo.ConsumeTopics("counts"),
+			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		var got []string
+		count := func(text string, total int) {
+			if err := client.ProduceSync(t.Context(), lineOf(text)).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+			for len(got) < total {
+				client.PollFetches(t.Context()).EachRecord(func(r *kgo.Record) {
+					n, err := serde.Int64.Decode(r.Value)
+					if err != nil {
+						t.Error(err)
+					}
+					got = append(got, fmt.Sprintf("%s=%d", r.Key, n))
+				})
+			}
+		}
+		_, cancelA, doneA := start("a")
+		count("x y x", 3)
+		_, cancelB, doneB := start("b")
+		time.Sleep(time.Hour)
+		count("x z", 5)
+		cancelA()
+		if err := <-doneA; err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Hour)
+		count("x y z", 8)
+		cancelB()
+		if err := <-doneB; err != nil {
+			t.Error(err)
+		}
+		slices.Sort(got)
+		if text := strings.Join(got, " "); text != "x=1 x=2 x=3 x=4 y=1 y=2 z=1 z=2" {
+			t.Errorf("counts %s", text)
+		}
+	})
+}

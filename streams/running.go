@@ -1,0 +1,127 @@
+package streams
+
+import (
+	"errors"
+	"time"
+
+	"github.com/eddyline/eddyline/state"
+	"github.com/eddyline/eddyline/streams/task"
+	"github.com/eddyline/eddyline/topology"
+)
+
+// running is a task on its worker.
+type running struct {
+	id     task.ID
+	owner  owner
+	task   *task.Task
+	inputs map[*feed]*runningInput
+	stores map[string]*taskStore
+	order  []*taskStore // of its stores, as the graph has them
+
+	touched    bool   // it contributes to the open buffer
+	committing bool   // it contributes to the sealed one
+	stateBytes int64  // of the stores' open buffers
+	cached     bool   // a record cache may hold updates back
+	left       func() // to be called when it is closed; not nil: it is being given back
+	gone       bool   // closed: what still comes for it is dropped
+
+	views  []*state.Buffered // of global stores
+	viewed uint64            // the version that they show
+
+	counter   counter // of processed records
+	processed uint64
+}
+
+// runningInput is an input partition of a running task.
+type runningInput struct {
+	task.Partition
+	source  topology.SourceTopic
+	held    int64 // bytes queued in the task, as the fetcher knows them
+	next    int64 // where the reading stands
+	reached bool  // and that nothing was behind it
+}
+
+// taskStore is a store of a task, between its space and its changelog.
+type taskStore struct {
+	spec      *topology.StoreSpec
+	space     *state.Space
+	buffered  *state.Buffered // while the task runs
+	changelog topicPartition  // "": none
+	topicID   [16]byte
+	offset    state.Offset // what the space stands for
+	onDisk    bool
+}
+
+// settle tells the fetcher what was processed.
+func (r *running) settle(f *fetcher) {
+	for d, in := range r.inputs {
+		if q := int64(r.task.QueuedBytes(in.Partition)); q != in.held {
+			f.settle(d, in.held-q)
+			in.held = q
+		}
+	}
+}
+
+// measure returns by how much the open buffers of the stores grew since it was called last.
+func (r *running) measure() int64 {
+	if len(r.order) == 0 {
+		return 0
+	}
+	var n int64
+	for _, st := range r.order {
+		n += st.buffered.OpenBytes()
+	}
+	grown := n - r.stateBytes
+	r.stateBytes = n
+	return grown
+}
+
+// stamp notes in the spaces that the stores are at the ends of their changelogs, which is true of a task that has nothing
+// to apply: nobody else writes there.
+func (r *running) stamp(now time.Time) error {
+	var errs []error
+	for _, st := range r.order {
+		if st.offset.IsZero() || !st.onDisk || st.spec.Source != "" {
+			continue
+		}
+		st.offset.AtEndMs = now.UnixMilli()
+		errs = append(errs, st.space.SetOffset(st.offset))
+	}
+	return errors.Join(errs...)
+}
+
+// sealing is a batch on its way, as the worker knows it: a batch's contributions, and what each of them comes from.
+type sealing struct {
+	batch *batch
+	burst *burst
+	parts []*sealedPart
+}
+
+// sealedPart is what one task adds to a batch.
+type sealedPart struct {
+	r       *running
+	sealed  *task.Sealed
+	ends    []logEnd
+	bytes   int64
+	offsets map[string]state.Offset // by store, once it is confirmed
+}
+
+// confirm marks the part as committed, and notes what its stores then stand for.
+func (p *sealedPart) confirm(now time.Time) {
+	p.sealed.Confirm()
+	p.offsets = make(map[string]state.Offset, len(p.ends))
+	for _, e := range p.ends {
+		p.offsets[e.store.spec.Name] = offsetOf(e.store, e.last, now)
+	}
+}
+
+// apply writes a slice of the part to the spaces, and reports whether it was the last.
+func (p *sealedPart) apply(maxBytes int) (done bool, err error) {
+	done, err = p.sealed.Apply(func(store string) state.Offset { return p.offsets[store] }, maxBytes)
+	if done && err == nil {
+		for store, o := range p.offsets {
+			p.r.stores[store].offset = o
+		}
+	}
+	return done, err
+}

@@ -1,0 +1,311 @@
+package streams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/eddyline/eddyline/streams/task"
+	"github.com/eddyline/eddyline/topology"
+)
+
+// start opens everything: what can be told wrong is told before the first record is read.
+func (a *App) start(ctx context.Context) error {
+	if err := a.metrics.register(); err != nil {
+		return fmt.Errorf("register metrics: %w: two applications in a process need a registry each", err)
+	}
+	var err error
+	if a.storage, err = openStorage(a.config, a.log); err != nil {
+		return err
+	}
+	if err := a.connect(ctx); err != nil {
+		return err
+	}
+	plan, err := a.prepare(ctx)
+	if err != nil {
+		return err
+	}
+	if err := a.fenceOwn(ctx); err != nil {
+		return err
+	}
+	a.launch(plan)
+	if err := a.startGlobals(ctx, plan); err != nil {
+		return err
+	}
+	return a.join(ctx, plan)
+}
+
+// connect makes the clients, and waits until a broker answers.
+func (a *App) connect(ctx context.Context) error {
+	var err error
+	if a.admin, err = kgo.NewClient(a.config.clientOptions("admin")...); err != nil {
+		return fmt.Errorf("make a Kafka client: %w", err)
+	}
+	limited, cancel := context.WithTimeout(ctx, a.config.ConnectTimeout)
+	defer cancel()
+	if err := a.admin.Ping(limited); err != nil {
+		return fmt.Errorf("connect to %v within %v: %w: check the addresses, the network, TLS and SASL (%w)",
+			a.config.Brokers, a.config.ConnectTimeout, ErrUnreachable, err)
+	}
+	a.cluster = newCluster(a.admin, a.config.ApplicationID)
+	a.fencer = &fencer{client: a.admin, application: a.config.ApplicationID, timeout: a.config.TransactionTimeout}
+	return nil
+}
+
+// prepare lays the topology over the topics there are, and creates its internal ones.
+func (a *App) prepare(ctx context.Context) (*topology.Plan, error) {
+	keeper := a.keeper()
+	plan, err := keeper.plan(ctx, a.graph, a.planOptions())
+	if err != nil {
+		return nil, err
+	}
+	if err := keeper.ensure(ctx, plan.Internal); err != nil {
+		return nil, err
+	}
+	var names []string
+	for t := range plan.Partitions { // those of global stores, too
+		names = append(names, t)
+	}
+	for _, t := range plan.Internal {
+		names = append(names, t.Name)
+	}
+	for _, s := range a.graph.Subtopologies() {
+		for _, t := range s.Sinks {
+			names = append(names, a.realName(t))
+		}
+	}
+	if a.config.DeadLetterTopic != "" {
+		names = append(names, a.config.DeadLetterTopic)
+	}
+	if err := a.cluster.await(ctx, names); err != nil {
+		return nil, err
+	}
+	for i := range plan.Tasks {
+		t := &plan.Tasks[i]
+		a.plan[task.ID{Sub: t.Sub.ID, Partition: t.Partition}] = t
+	}
+	return plan, nil
+}
+
+func (a *App) keeper() *topicKeeper {
+	return &topicKeeper{client: a.admin, replication: a.config.ReplicationFactor, patience: topicPatience, logger: a.log}
+}
+
+// topicPatience is how long topics are waited for that somebody may just have created.
+const topicPatience = 3 * time.Second
+
+func (a *App) planOptions() topology.PlanOptions {
+	return topology.PlanOptions{Application: a.config.ApplicationID, TopicConfig: a.config.TopicConfig}
+}
+
+// await learns about topics that the application needs. One that was just created may take a moment.
+func (c *cluster) await(ctx context.Context, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	for began := time.Now(); ; {
+		if err := c.ask(ctx, names); err != nil {
+			return err
+		}
+		var missing []error
+		for _, n := range names {
+			if (*c.topics.Load())[n] == nil {
+				missing = append(missing, missingOutput(n))
+			}
+		}
+		if len(missing) == 0 {
+			return nil
+		}
+		if time.Since(began) > missingFor {
+			return errors.Join(missing...)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(metadataMinAge):
+		}
+	}
+}
+
+// fenceOwn ends what an earlier run of this instance left open, so that nobody waits for it.
+func (a *App) fenceOwn(ctx context.Context) error {
+	slots := max(a.storage.dir.Slots(), a.config.Workers)
+	if err := a.storage.dir.UseSlots(slots); err != nil {
+		return err
+	}
+	if a.storage.fresh {
+		return nil // a new identity has left nothing
+	}
+	limited, cancel := context.WithTimeout(ctx, a.config.TransactionTimeout)
+	defer cancel()
+	if err := a.fencer.own(limited, a.storage.dir.Identity(), slots); err != nil {
+		a.log.Warn("transactions of an earlier run could not be ended: they are waited for", "error", err)
+	}
+	return nil
+}
+
+// launch starts what serves tasks.
+func (a *App) launch(plan *topology.Plan) {
+	m := a.config.memory()
+	a.source = newFetcher(a.cluster, a.client("fetch"), a.config.Guarantee == ExactlyOnce, m.fetch, a.log)
+	a.restores = newRestorer(a, newFetcher(a.cluster, a.client("restore"), true, m.restore, a.log), a.log)
+	internal := map[string]bool{}
+	for _, t := range plan.Internal {
+		if t.Store == "" {
+			internal[t.Name] = true
+		}
+	}
+	a.purger = newPurger(a.admin, internal, a.log)
+	a.source.start(a.life)
+	a.restores.source.start(a.life)
+	a.serving.Go(func() { a.cluster.run(a.life) })
+	a.serving.Go(func() { a.purger.run(a.life) })
+	a.serving.Go(func() { a.flush(a.life) })
+	for i := range a.config.Workers {
+		w := newWorker(a, i)
+		w.send = newProducers(producerConfig{
+			application: a.config.ApplicationID, identity: a.storage.dir.Identity(), worker: i,
+			timeout: a.config.TransactionTimeout, options: a.config.clientOptions(fmt.Sprintf("producer-%d", i)),
+		}, func(an answer) { w.inbox.put(answered{an}) })
+		a.workers = append(a.workers, w)
+	}
+}
+
+// client makes a client of its own, so that what it waits for holds up nobody else. The options were tried before.
+func (a *App) client(part string) *kgo.Client {
+	c, err := kgo.NewClient(a.config.clientOptions(part)...)
+	if err != nil {
+		panic(fmt.Sprintf("streams: make a Kafka client: %v", err)) // the same options made the admin client
+	}
+	a.clients = append(a.clients, c)
+	return c
+}
+
+// join starts the workers and the membership. The group is told before what state lies here.
+func (a *App) join(ctx context.Context, plan *topology.Plan) error {
+	a.group = a.newGroup(plan)
+	lags, err := a.lags(ctx)
+	if err != nil {
+		return err
+	}
+	a.group.reportLag(lags)
+	for _, w := range a.workers {
+		a.working.Go(func() { w.run(a.life) })
+	}
+	a.serving.Go(func() { a.reportLags(a.life) })
+	return a.group.start(a.life)
+}
+
+// newGroup returns the membership of this instance, not yet begun. It is a static one where the state directory will be
+// there after a restart: then the group waits for this instance to come back instead of moving its tasks.
+func (a *App) newGroup(plan *topology.Plan) group {
+	return newClassicGroup(groupConfig{
+		application: a.config.ApplicationID, identity: a.storage.dir.Identity(),
+		static: a.config.StateDir != "" || a.storage.dir.Existed(), stay: a.config.StayOnClose,
+		newIdentity: func() (string, error) {
+			err := a.storage.dir.NewIdentity()
+			return a.storage.dir.Identity(), err
+		},
+		workers: a.config.Workers, rack: a.config.RackID,
+		graph: a.graph, plan: a.planOptions(), topics: slices.Sorted(maps.Keys(plan.Partitions)),
+		standbys: a.config.NumStandbys, acceptableLag: acceptableLag, maxWarmups: maxWarmups, probing: probing,
+		heartbeat: a.config.HeartbeatInterval, session: a.config.SessionTimeout, rebalance: a.config.RebalanceTimeout,
+		options: a.config.clientOptions("group"), admin: a.admin, logger: a.log,
+	})
+}
+
+// Kafka Streams' defaults for warm-ups.
+const (
+	acceptableLag = 10_000           // acceptable.recovery.lag
+	maxWarmups    = 2                // max.warmup.replicas
+	probing       = 10 * time.Minute // probing.rebalance.interval.ms
+)
+
+// fence ends the open transactions of instances that are not in the group any more, once at a time.
+func (a *App) fence(ctx context.Context) {
+	if !a.fencing.TryLock() {
+		return
+	}
+	defer a.fencing.Unlock()
+	limited, cancel := context.WithTimeout(ctx, a.config.TransactionTimeout)
+	defer cancel()
+	members, err := a.group.instances(limited)
+	if err != nil {
+		a.log.Debug("who is in the group could not be found out", "error", err)
+		return
+	}
+	live := map[string]bool{a.storage.dir.Identity(): true}
+	for _, m := range members {
+		live[m.identity] = true
+	}
+	gone, err := a.fencer.departed(limited, live)
+	if len(gone) > 0 {
+		a.log.Info("transactions of instances that are gone were ended", "transactional ids", gone)
+	}
+	if err != nil && ctx.Err() == nil {
+		a.log.Debug("transactions of instances that are gone", "error", err)
+	}
+}
+
+// renamed has the producers follow a new identity.
+func (a *App) renamed(e renamed) {
+	a.log.Warn("another instance has the identity of this one, which takes a new one", "identity", e.identity)
+	for _, w := range a.workers {
+		w.inbox.put(rename(e))
+	}
+}
+
+// close ends everything that start made, as far as it got. end ends what serves tasks: they are closed, or out of time.
+func (a *App) close(end context.CancelFunc) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.life), a.config.ShutdownTimeout/3)
+	defer cancel()
+	var errs []error
+	if len(a.tasks) > 0 {
+		errs = append(errs, fmt.Errorf("tasks %v: %w; what they did since their last commit is done again after the next start",
+			names(sorted(a.tasks)), ErrShutdown))
+	} else {
+		waitFor(ctx, a.working.Wait)
+	}
+	end()
+	waitFor(ctx, a.working.Wait)
+	for _, w := range a.workers {
+		errs = append(errs, w.send.close(ctx))
+	}
+	if a.storage != nil {
+		waitFor(ctx, a.serving.Wait)
+		errs = append(errs, a.storage.close())
+	}
+	if a.group != nil {
+		errs = append(errs, a.group.close(ctx))
+	}
+	for _, c := range a.clients {
+		c.Close()
+	}
+	if a.source != nil {
+		waitFor(ctx, a.source.wait)
+		waitFor(ctx, a.restores.source.wait)
+	}
+	if a.admin != nil {
+		a.admin.Close()
+	}
+	a.metrics.unregister()
+	return errors.Join(errs...)
+}
+
+// waitFor calls wait, and returns when that does, or ctx ends.
+func waitFor(ctx context.Context, wait func()) {
+	done := make(chan struct{})
+	go func() {
+		wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}

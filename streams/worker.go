@@ -1,0 +1,641 @@
+package streams
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/eddyline/eddyline/state"
+	"github.com/eddyline/eddyline/streams/task"
+)
+
+// worker runs tasks on one goroutine, and takes what they did through the commit machine. Records, answers of brokers,
+// assignments and revocations reach it through its inbox; between two of them it processes what is queued, a few records
+// of a task at a time. Nothing but a function of the user's makes it wait.
+type worker struct {
+	app    *App
+	id     int
+	log    *slog.Logger
+	inbox  *inbox[input]
+	spare  []input
+	commit *committer
+	member *membership
+	send   *producers
+	sink   *sink
+	meter  *workerMetrics
+
+	tasks map[task.ID]*running
+	order []*running // the same, in turn
+	turn  int
+
+	open     *burst
+	touched  []*running // contribute to the open buffer
+	bytes    int64      // of the open buffers of their stores
+	asked    bool       // a processor asked for a commit
+	sealing  *sealing   // the batch on its way, or nil
+	applying []*sealedPart
+	pending  int64               // bytes of applying
+	ahead    map[uint64][]*burst // bursts sent ahead, by the send that they are part of
+	queued   []*burst            // and those that no send has taken yet
+	spares   []*burst            // to be used again
+	waiting  []func()            // called when nothing of a task that may be opened again is on its way
+	retryAt  time.Time           // of a slice that could not be written
+	closing  bool                // every task goes, then the worker ends
+	traced   string
+}
+
+// input is something that happened outside of a worker.
+type input interface{ take(w *worker) }
+
+const (
+	turnRecords  = 256       // of a task, before the worker looks at anything else
+	sliceBytes   = 256 << 10 // of a confirmed buffer, likewise
+	mostSpares   = 3
+	fullDiskWait = 200 * time.Millisecond
+)
+
+func newWorker(a *App, id int) *worker {
+	w := &worker{
+		app: a, id: id, log: a.log.With("worker", id), inbox: newInbox[input](), sink: newSink(a),
+		commit: newCommitter(commitConfig{
+			exactlyOnce: a.config.Guarantee == ExactlyOnce, interval: a.config.CommitInterval,
+			txnTimeout: a.config.TransactionTimeout, session: a.config.SessionTimeout, burstBytes: a.config.memory().burst,
+		}),
+		tasks: map[task.ID]*running{}, open: new(burst), ahead: map[uint64][]*burst{}, meter: a.metrics.worker(id),
+	}
+	return w
+}
+
+// run is the life of the worker: it ends when it was told to close and every task is closed, or with ctx, which cuts it
+// short.
+func (w *worker) run(ctx context.Context) {
+	for ctx.Err() == nil && !w.ended() {
+		w.receive()
+		stepped := w.step()
+		w.punctuate()
+		w.advance()
+		applied := w.apply()
+		if !stepped && !applied && !w.ended() {
+			w.inbox.wait(ctx, w.wake())
+		}
+	}
+}
+
+func (w *worker) ended() bool {
+	return w.closing && len(w.order) == 0 && len(w.applying) == 0 && w.commit.mayGo()
+}
+
+// receive takes what has come in.
+func (w *worker) receive() {
+	if m := w.app.membership(); m != w.member {
+		w.member = m
+		w.commit.joined(m)
+	}
+	items := w.inbox.take(w.spare)
+	for _, in := range items {
+		in.take(w)
+	}
+	w.spare = items
+}
+
+// step processes some records of the next task that has any, and reports whether there was one.
+func (w *worker) step() bool {
+	if w.app.paused.Load() || !w.commit.mayStep(w.load()) {
+		return false
+	}
+	for range w.order {
+		w.turn = (w.turn + 1) % len(w.order)
+		if r := w.order[w.turn]; r.left == nil && r.task.Ready() {
+			w.process(r)
+			return true
+		}
+	}
+	return false
+}
+
+// process runs records of a task until its turn is over.
+func (w *worker) process(r *running) {
+	began := time.Now()
+	if len(r.views) > 0 {
+		w.app.globals.renew(r)
+	}
+	r.task.Collect(&w.open.out, began.UnixMilli())
+	n := 0
+	var err error
+	for more := true; more && n < turnRecords && w.open.bytes < w.commit.bound; n++ {
+		if _, err = r.task.Process(); err != nil {
+			break
+		}
+		w.open.collect(r)
+		more = r.task.Ready()
+	}
+	r.processed += uint64(n)
+	w.meter.processed(r, n, time.Since(began))
+	w.stepped(r, err)
+}
+
+// stepped takes account of what a task just did.
+func (w *worker) stepped(r *running, err error) {
+	if err != nil {
+		w.fail(r, err)
+		return
+	}
+	w.open.collect(r)
+	w.touch(r)
+	w.bytes += r.measure()
+	w.asked = r.task.CommitRequested() || w.asked
+	r.settle(w.app.source)
+	if w.app.config.Guarantee == AtLeastOnce {
+		w.sendAhead(r)
+	}
+}
+
+// touch notes that a task contributes to the open buffer.
+func (w *worker) touch(r *running) {
+	if !r.touched {
+		r.touched = true
+		w.touched = append(w.touched, r)
+	}
+}
+
+// sendAhead sends what a task wrote without waiting for the commit, as at-least-once does.
+func (w *worker) sendAhead(r *running) {
+	if w.open.empty() {
+		return
+	}
+	records, err := w.sink.outputs(w.open, r)
+	if err != nil {
+		w.fail(r, err)
+		return
+	}
+	w.commit.ahead(r.owner, records)
+	w.queued = append(w.queued, w.open)
+	w.open = w.newBurst()
+}
+
+// punctuate runs what the wall clock has made due.
+func (w *worker) punctuate() {
+	if w.app.paused.Load() {
+		return
+	}
+	now := time.Now().UnixMilli()
+	for _, r := range w.order {
+		if due, ok := r.task.NextWall(); !ok || due > now || r.left != nil || !w.commit.mayStep(w.load()) {
+			continue
+		}
+		r.task.Collect(&w.open.out, now)
+		w.stepped(r, r.task.Punctuate())
+	}
+}
+
+// load describes the open buffer to the commit machine.
+func (w *worker) load() load {
+	l := load{tasks: len(w.touched), bytes: w.open.bytes + int(w.bytes), idle: true}
+	l.publish = !w.open.empty() || w.bytes > 0 || len(w.queued)+len(w.ahead) > 0
+	for _, r := range w.touched {
+		l.cached = l.cached || r.cached
+		if r.left != nil {
+			l.want = causeRevoke
+		}
+	}
+	l.publish = l.publish || l.cached
+	switch {
+	case w.closing:
+		l.want = causeClose
+	case l.want == causeNone && w.asked:
+		l.want = causeRequest
+	}
+	l.idle = w.inbox.empty() && !slices.ContainsFunc(w.order, func(r *running) bool { return r.task.Queued() && r.left == nil })
+	return l
+}
+
+// wake returns when there is something to do though nothing comes in. Heartbeats that the machine may wait for come
+// without a word.
+func (w *worker) wake() time.Time {
+	at := earlier(w.commit.wake(w.load()), time.Now().Add(w.app.config.HeartbeatInterval))
+	if !w.app.paused.Load() {
+		for _, r := range w.order {
+			if ms, ok := r.task.NextWall(); ok && r.left == nil {
+				at = earlier(at, time.UnixMilli(ms))
+			}
+		}
+	}
+	if len(w.applying) > 0 {
+		at = earlier(at, w.retryAt)
+	}
+	return at
+}
+
+// advance moves the commit on.
+func (w *worker) advance() {
+	for {
+		w.letGo()
+		e, ok := w.commit.advance(time.Now(), w.load())
+		w.trace()
+		if !ok {
+			return
+		}
+		w.do(e)
+		w.trace()
+	}
+}
+
+// letGo closes the tasks that are given back and have nothing on its way any more.
+func (w *worker) letGo() {
+	if len(w.waiting) > 0 && w.commit.mayGo() {
+		for _, f := range w.waiting {
+			f()
+		}
+		w.waiting = nil
+	}
+	for _, r := range slices.Clone(w.order) {
+		if r.left != nil && !r.touched && !r.committing && w.commit.mayGo() {
+			w.close(r)
+		}
+	}
+}
+
+// do carries out what the commit machine asks for.
+func (w *worker) do(e effect) {
+	switch e.do {
+	case doSeal:
+		w.seal(e.cause)
+	case doApply:
+		w.confirm(e)
+	case doRebuild:
+		w.rebuild(e)
+	case doWarn:
+		w.warn(e)
+	case doSend:
+		w.take(e)
+		w.send.do(e)
+	default:
+		w.send.do(e)
+	}
+}
+
+func (w *worker) warn(e effect) {
+	level := slog.LevelWarn
+	if e.verdict == hopeless {
+		level = slog.LevelError
+	}
+	w.log.Log(w.app.life, level, "commit", "error", e.err)
+}
+
+// take notes which bursts a send has in it, to free them when it is acknowledged.
+func (w *worker) take(e effect) {
+	n := slices.IndexFunc(w.queued, func(b *burst) bool {
+		return !slices.ContainsFunc(e.records, func(records []*kgo.Record) bool { return records[0] == b.refs[0] })
+	})
+	if n < 0 {
+		n = len(w.queued)
+	}
+	if n > 0 {
+		w.ahead[e.op] = slices.Clone(w.queued[:n])
+		w.queued = slices.Delete(w.queued, 0, n)
+	}
+}
+
+// answered is the answer to an effect.
+type answered struct{ answer }
+
+func (a answered) take(w *worker) {
+	if a.err == nil {
+		for _, b := range w.ahead[a.op] {
+			w.free(b)
+		}
+	}
+	delete(w.ahead, a.op)
+	w.commit.answered(time.Now(), a.answer)
+	w.trace()
+}
+
+// seal freezes what the tasks did and hands it to the commit machine.
+func (w *worker) seal(why cause) {
+	for _, r := range slices.Clone(w.touched) {
+		r.task.Collect(&w.open.out, time.Now().UnixMilli())
+		if err := r.task.Flush(); err != nil {
+			w.fail(r, err)
+			continue
+		}
+		w.open.collect(r)
+	}
+	s := &sealing{batch: &batch{}, burst: w.open}
+	for _, r := range slices.Clone(w.touched) {
+		if err := w.contribute(s, r); err != nil {
+			w.fail(r, err)
+		}
+	}
+	w.touched, w.bytes, w.asked = w.touched[:0], 0, false
+	w.open = w.newBurst()
+	if len(s.parts) == 0 {
+		w.free(s.burst)
+		s = nil
+	}
+	w.sealing = s
+	w.commit.sealed(time.Now(), why, cmp.Or(s, &sealing{batch: &batch{}}).batch)
+}
+
+// contribute adds what a task did to a batch.
+func (w *worker) contribute(s *sealing, r *running) (err error) {
+	c := contribution{owner: r.owner}
+	if c.outputs, err = w.sink.outputs(s.burst, r); err != nil {
+		return err
+	}
+	p := &sealedPart{r: r, bytes: r.stateBytes}
+	p.sealed = r.task.Seal()
+	if c.changelog, p.ends, err = w.sink.changelog(s.burst, r, p.sealed); err != nil {
+		return err
+	}
+	for _, o := range p.sealed.Offsets {
+		c.offsets = append(c.offsets, offset{
+			topic: w.app.realName(o.Topic), partition: o.Partition.Partition, next: o.Next, leaderEpoch: o.LeaderEpoch,
+			metadata: o.Metadata.Encode(),
+		})
+	}
+	r.touched, r.committing, r.stateBytes = false, true, 0
+	s.batch.contributions, s.parts = append(s.batch.contributions, c), append(s.parts, p)
+	return nil
+}
+
+// confirm takes a batch that is committed: its stores stand for it from now on, and it is written to the state databases
+// in slices, between other things.
+func (w *worker) confirm(e effect) {
+	now := time.Now()
+	s := w.sealing
+	w.sealing = nil
+	for i, p := range s.parts {
+		p.r.committing = false
+		w.app.committed(e.batch.contributions[i].offsets)
+		if p.r.gone {
+			continue
+		}
+		p.confirm(now)
+		if len(p.r.order) > 0 {
+			w.applying = append(w.applying, p)
+			w.pending += p.bytes
+		}
+	}
+	w.meter.committed(e.batch.cause, now.Sub(e.batch.sealed))
+	w.free(s.burst)
+	w.commit.answered(now, answer{op: e.op})
+	for w.pending > int64(2*w.app.config.memory().burst) && w.apply() {
+	}
+}
+
+// apply writes a slice of what is committed, and reports whether it did.
+func (w *worker) apply() bool {
+	if len(w.applying) == 0 || time.Now().Before(w.retryAt) {
+		return false
+	}
+	w.trace()
+	p := w.applying[0]
+	done, err := p.apply(sliceBytes)
+	switch {
+	case err != nil && errors.Is(err, state.ErrFull):
+		w.retryAt = time.Now().Add(fullDiskWait)
+		return false
+	case err != nil:
+		w.fail(p.r, fmt.Errorf("write the state of task %v: %w", p.r.id, err))
+		return false
+	case done:
+		w.applying = slices.Delete(w.applying, 0, 1)
+		w.pending -= p.bytes
+		w.trace()
+	}
+	return true
+}
+
+// finish writes all that is committed of a task.
+func (w *worker) finish(r *running) error {
+	var err error
+	w.applying = slices.DeleteFunc(w.applying, func(p *sealedPart) bool {
+		if p.r != r {
+			return false
+		}
+		for done := false; !done && err == nil; {
+			done, err = p.apply(0)
+		}
+		w.pending -= p.bytes
+		return true
+	})
+	return err
+}
+
+// rebuild gives up what is not committed, and has the tasks concerned opened again from what is.
+func (w *worker) rebuild(e effect) {
+	var again []*running
+	if w.sealing != nil && e.batch != nil {
+		for _, p := range w.sealing.parts {
+			p.r.committing = false
+			again = append(again, p.r)
+		}
+		w.sealing = nil
+	}
+	for _, r := range w.touched {
+		r.touched = false
+		again = append(again, r)
+	}
+	w.touched, w.bytes, w.asked = nil, 0, false
+	w.open, w.queued = new(burst), nil
+	clear(w.ahead)
+	w.log.Warn("a commit was given up: its work is done again", "why", e.err, "verdict", e.verdict.String(), "doubt", e.tail)
+	w.meter.aborted()
+	if e.verdict == hopeless {
+		w.app.fail(fmt.Errorf("commit: %w", e.err))
+	}
+	for _, r := range again {
+		if !r.gone {
+			w.abandon(r)
+			w.app.notes.put(reopened{r.id, r.owner.epoch})
+		}
+	}
+}
+
+// abandon closes a task without committing what it did since the last commit.
+func (w *worker) abandon(r *running) {
+	if r.gone {
+		return
+	}
+	r.gone = true
+	for d := range r.inputs {
+		w.app.source.remove(d)
+	}
+	if r.touched {
+		w.open.drop(r)
+		w.touched = slices.DeleteFunc(w.touched, func(o *running) bool { return o == r })
+		w.bytes -= r.stateBytes
+		r.touched = false
+	}
+	if err := w.finish(r); err != nil {
+		w.log.Warn("committed state could not be written: it will be restored", "task", r.id.String(), "error", err)
+	}
+	r.task.Close()
+	for _, st := range r.order {
+		st.buffered.Close()
+	}
+	delete(w.tasks, r.id)
+	w.order = slices.DeleteFunc(w.order, func(o *running) bool { return o == r })
+	w.meter.closed(r)
+	if r.left != nil {
+		w.forget(r)
+		r.left()
+	}
+}
+
+// forget drops what a task that goes has kept in memory.
+func (w *worker) forget(r *running) {
+	for _, st := range r.order {
+		if st.onDisk {
+			continue
+		}
+		if err := w.app.storage.memory.Remove(r.id.String(), st.spec.Name); err != nil {
+			w.log.Warn("a store in memory was not dropped", "task", r.id.String(), "store", st.spec.Name, "error", err)
+		}
+	}
+}
+
+// close closes a task that is given back, and has committed all it did.
+func (w *worker) close(r *running) {
+	if err := errors.Join(w.finish(r), r.stamp(time.Now())); err != nil {
+		w.log.Warn("the state of a task could not be written: it will be restored", "task", r.id.String(), "error", err)
+	}
+	w.abandon(r)
+}
+
+// stop has all tasks given back, and then the worker end.
+type stop struct{}
+
+func (stop) take(w *worker) {
+	w.closing = true
+	for _, r := range slices.Clone(w.order) {
+		leave{r.id, r.owner.epoch, false}.take(w)
+	}
+}
+
+// leave asks for a task back: after a commit, or at once if it is lost.
+type leave struct {
+	id    task.ID
+	epoch uint64
+	lost  bool
+}
+
+func (l leave) take(w *worker) {
+	r := w.tasks[l.id]
+	if r == nil || r.owner.epoch != l.epoch { // given up meanwhile
+		w.app.notes.put(closed{l.id, l.epoch})
+		return
+	}
+	r.left = func() { w.app.notes.put(closed{l.id, l.epoch}) }
+	for d := range r.inputs {
+		w.app.source.remove(d)
+	}
+	if l.lost {
+		w.abandon(r)
+	}
+}
+
+// await calls f when nothing of the tasks that this worker had is on its way any more.
+type await struct{ f func() }
+
+func (a await) take(w *worker) { w.waiting = append(w.waiting, a.f) }
+
+// stamp has the stores of all tasks note that they are at the ends of their changelogs, and then calls done.
+type stamp struct {
+	now  time.Time
+	done func()
+}
+
+func (s stamp) take(w *worker) {
+	for _, r := range w.order {
+		if slices.ContainsFunc(w.applying, func(p *sealedPart) bool { return p.r == r }) {
+			continue
+		}
+		if err := r.stamp(s.now); err != nil {
+			w.log.Warn("the time of the state could not be written", "task", r.id.String(), "error", err)
+		}
+	}
+	s.done()
+}
+
+// rename has the producers go on under another identity, once their tasks are gone.
+type rename struct{ identity string }
+
+func (n rename) take(w *worker) {
+	w.send.cfg.identity = n.identity
+	w.commit.slots = [slotCount]producerSlot{}
+}
+
+// read is what came from a partition of a running task.
+type read struct {
+	r *running
+	fetched
+}
+
+func (in read) take(w *worker) {
+	r := in.r
+	if r.gone || r.left != nil {
+		return
+	}
+	p := r.inputs[in.feed]
+	if in.err != nil {
+		w.app.broken(w, r, in.fetched)
+		return
+	}
+	r.task.Collect(&w.open.out, time.Now().UnixMilli())
+	p.held += in.bytes
+	err := r.task.Add(p.Partition, in.records)
+	r.task.Position(p.Partition, in.next, in.reached)
+	p.next, p.reached = in.next, in.reached
+	if err != nil || !w.open.empty() || r.task.Moved() {
+		w.stepped(r, err)
+	}
+}
+
+// fail ends a task that cannot go on, and with it the application. What other tasks did is committed still. A task whose
+// state is damaged is opened again, with the state restored.
+func (w *worker) fail(r *running, err error) {
+	w.abandon(r)
+	if c, ok := errors.AsType[*state.CorruptError](err); ok {
+		w.app.notes.put(damage{c})
+		return
+	}
+	w.app.fail(err)
+}
+
+// free keeps a burst to be used again. Nobody may hold anything of it.
+func (w *worker) free(b *burst) {
+	if b == nil || len(w.spares) >= mostSpares {
+		return
+	}
+	b.reset()
+	w.spares = append(w.spares, b)
+}
+
+func (w *worker) newBurst() *burst {
+	n := len(w.spares)
+	if n == 0 {
+		return new(burst)
+	}
+	b := w.spares[n-1]
+	w.spares = w.spares[:n-1]
+	return b
+}
+
+// trace logs each change of the commit's state, for those who look for what a fault hit.
+func (w *worker) trace() {
+	s := w.commit.state.String()
+	if s == "OPEN" && len(w.applying) > 0 {
+		s = "APPLY"
+	}
+	if s != w.traced {
+		w.traced = s
+		w.log.Debug("commit", "state", s)
+	}
+}
