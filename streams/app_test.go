@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
@@ -411,5 +413,34 @@ func TestAppOldRecords(t *testing.T) {
 		if !r.Timestamp.Equal(old.Timestamp) {
 			t.Errorf("timestamp %v", r.Timestamp)
 		}
+	}
+}
+
+// TestAppRefused has the broker refuse the transactional ids of the application: it ends, and says what to grant.
+func TestAppRefused(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(2, "lines", "counts"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	cluster.ControlKey(int16(kmsg.InitProducerID), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		if req.(*kmsg.InitProducerIDRequest).TransactionalID == nil {
+			return nil, nil, false
+		}
+		resp := req.ResponseKind().(*kmsg.InitProducerIDResponse)
+		resp.ErrorCode = kerr.TransactionalIDAuthorizationFailed.Code
+		return resp, nil, true
+	})
+	a, err := New(graphOf(t, wordCount("lines", "counts")), testConfig(cluster.ListenAddrs()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	send(t, cluster.ListenAddrs(), lineOf("a b c"))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	err = a.Run(ctx)
+	if !errors.Is(err, kerr.TransactionalIDAuthorizationFailed) || !strings.Contains(err.Error(), "grant the application write access") {
+		t.Errorf("Run: %v", err)
 	}
 }

@@ -212,7 +212,7 @@ const (
 	doEnd                        // EndTxn(commit)
 	doApply                      // write the batch to the stores and publish it to queries
 	doRebuild                    // discard batch and open buffer; rebuild their tasks that are still owned
-	doWarn                       // log err; a hopeless one, of a producer that may not start, is tried again all the same
+	doWarn                       // log err; a hopeless one is of a producer that may not start
 )
 
 // effect is one thing that the worker is to do. One with an op is answered, with the same op.

@@ -280,12 +280,14 @@ func (w *worker) do(e effect) {
 	}
 }
 
+// warn tells of what the commit machine noticed. A producer that may not start will not by being asked again.
 func (w *worker) warn(e effect) {
-	level := slog.LevelWarn
 	if e.verdict == hopeless {
-		level = slog.LevelError
+		w.app.fail(fmt.Errorf("commit: %w: grant the application write access to transactional ids that start with its "+
+			"application id, and keep Config.TransactionTimeout below the brokers' transaction.max.timeout.ms", e.err))
+		return
 	}
-	w.log.Log(w.app.life, level, "commit", "error", e.err)
+	w.log.Warn("commit", "error", e.err)
 }
 
 // take notes which bursts a send has in it, to free them when it is acknowledged.
