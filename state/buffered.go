@@ -33,6 +33,7 @@ type BufferOptions struct {
 type Buffered struct {
 	space *Space
 	o     BufferOptions
+	view  *View
 	open  *Frozen
 	// frozen buffers, oldest first: those sure first, then at most one that is not.
 	frozen []*Frozen
@@ -56,11 +57,14 @@ var _ Store = (*Buffered)(nil)
 
 // NewBuffered returns the store of space, which it owns from now on.
 func NewBuffered(space *Space, o BufferOptions) *Buffered {
-	b := &Buffered{space: space, o: o, value: []byte{}}
+	b := &Buffered{space: space, o: o, view: NewView(space), value: []byte{}}
 	b.cache.limit, b.cache.complete = o.CacheBytes, o.CacheBytes > 0 && space.Empty()
 	b.open = b.newBuffer()
 	return b
 }
+
+// View returns what is committed, for others to read. It ends when the store is closed.
+func (b *Buffered) View() *View { return b.view }
 
 // Space returns the space below the buffers.
 func (b *Buffered) Space() *Space { return b.space }
@@ -291,7 +295,12 @@ func (b *Buffered) Seal() *Frozen {
 
 // Confirm says that the changelog has f for good, and stands at offset o after it; the zero Offset is none, for stores
 // without a changelog. From now on Discard leaves f alone. Apply confirms by itself.
-func (b *Buffered) Confirm(f *Frozen) { f.sure = true }
+func (b *Buffered) Confirm(f *Frozen) {
+	if !f.sure {
+		f.sure = true
+		b.view.show(f)
+	}
+}
 
 // errOutOfOrder reports that a frozen buffer was to be applied before an older one, or twice.
 var errOutOfOrder = errors.New("frozen buffers are applied in the order in which they were sealed, each once")
@@ -321,6 +330,7 @@ func (b *Buffered) Apply(f *Frozen, o Offset, maxBytes int) (done bool, err erro
 	f.begun, f.applied = true, last
 	if done {
 		b.frozen = slices.Delete(b.frozen, 0, 1)
+		b.view.applied(f)
 		b.recycle(f)
 		b.closeCursors()
 	}
@@ -372,7 +382,8 @@ func (b *Buffered) Release() {
 // Close gives everything back, and drops what was not applied.
 func (b *Buffered) Close() {
 	b.Release()
-	*b = Buffered{space: b.space, open: &Frozen{}, value: []byte{}}
+	b.view.End()
+	*b = Buffered{space: b.space, view: b.view, open: &Frozen{}, value: []byte{}}
 }
 
 const maxSpare = 2

@@ -195,6 +195,7 @@ func TestBrokerPaused(t *testing.T) {
 					p.waitRunning(t)
 				}
 				p := ps[round%2]
+				eventually(t, 30*time.Second, p.name+" has tasks", func() bool { return p.owned() > 0 })
 				time.Sleep(time.Duration(500+rand.IntN(1000)) * time.Millisecond) // of work
 				p.signal(syscall.SIGSTOP)
 				time.Sleep(p.c.Session + 3*time.Second)
@@ -254,6 +255,23 @@ func TestBrokerCrash(t *testing.T) {
 			t.Errorf("stop %s: %v\n%s", p.name, err, p.log())
 		}
 	}
+}
+
+var tasksField = regexp.MustCompile(`msg="tasks (assigned|revoked|lost)[^"]*" .*tasks="?\[([^\]]*)\]`)
+
+// owned returns how many tasks a process has been given and not lost or been asked to give back, by what it has said.
+func (p *process) owned() (n int) {
+	for _, l := range p.said("msg=\"tasks") {
+		m := tasksField.FindStringSubmatch(l)
+		switch {
+		case m == nil:
+		case m[1] == "assigned":
+			n += len(strings.Fields(m[2]))
+		default:
+			n -= len(strings.Fields(m[2]))
+		}
+	}
+	return n
 }
 
 func (p *process) signal(s syscall.Signal) {

@@ -4,6 +4,7 @@ package statetest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"maps"
@@ -359,6 +360,7 @@ func checkStore(t *rapid.T, h Harness, o state.BufferOptions) {
 		"apply":     m.apply,
 		"discard":   m.discard,
 		"release":   func(*rapid.T) { m.store.Release() },
+		"view":      m.view,
 		"reopen":    m.reopen,
 		"":          m.check,
 	})
@@ -380,6 +382,13 @@ type storeMachine struct {
 	offset  state.Offset
 	writes  int64
 	hooked  []string
+	viewed  []viewed
+}
+
+// viewed is a scan of the view that is open, and what it has yet to show.
+type viewed struct {
+	it   state.Iterator
+	want []string
 }
 
 type frozenModel struct {
@@ -547,9 +556,39 @@ func (m *storeMachine) reopen(t *rapid.T) {
 		m.apply(t)
 	}
 	m.store.Close()
+	for _, v := range m.viewed {
+		if v.it.Next() || !errors.Is(v.it.Close(), state.ErrViewEnded) {
+			t.Fatal("a scan of the view goes on after the store was closed")
+		}
+	}
+	m.viewed = nil
 	m.engine = m.h.Reopen(t, m.engine)
 	m.open(t)
 	m.cur, m.dirty, m.undone = maps.Clone(m.applied), nil, nil
+}
+
+// committed returns what the view shows.
+func (m *storeMachine) committed() model {
+	for i := len(m.frozen) - 1; i >= 0; i-- {
+		if m.frozen[i].sure {
+			return m.frozen[i].state
+		}
+	}
+	return m.applied
+}
+
+// view goes on with a scan of the view, or begins one: it shows the state of its start whatever is committed meanwhile.
+func (m *storeMachine) view(t *rapid.T) {
+	if len(m.viewed) < 2 {
+		from, to, reverse := bounds.Draw(t, "from"), bounds.Draw(t, "to"), rapid.Bool().Draw(t, "reverse")
+		m.viewed = append(m.viewed, viewed{m.store.View().Scan(from, to, reverse), m.committed().scan(from, to, reverse)})
+		return
+	}
+	v := m.viewed[0]
+	m.viewed = m.viewed[1:]
+	got, err := collect(v.it)
+	noError(t, err)
+	equal(t, "scan of the view", got, v.want)
 }
 
 func (m *storeMachine) check(t *rapid.T) {
@@ -559,6 +598,11 @@ func (m *storeMachine) check(t *rapid.T) {
 		noError(t, err)
 		if want, wantOK := m.cur[string(k)]; ok != wantOK || ok && (v == nil || string(v) != want) {
 			t.Fatalf("Get(%q) = %.40q, %t, want %.40q, %t", k, v, ok, want, wantOK)
+		}
+		v, ok, err = m.store.View().Get(k)
+		noError(t, err)
+		if want, wantOK := m.committed()[string(k)]; ok != wantOK || ok && (v == nil || string(v) != want) {
+			t.Fatalf("Get(%q) of the view = %.40q, %t, want %.40q, %t", k, v, ok, want, wantOK)
 		}
 	}
 	if o, _, err := m.store.Space().Offset(); err != nil || o != m.offset {
