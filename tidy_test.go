@@ -38,7 +38,7 @@ var table = map[string]rule{
 		others: []string{"github.com/twmb/franz-go", "github.com/google/uuid"},
 		only: map[string][]string{
 			"github.com/twmb/franz-go/pkg/kfake":  {"embedded.go"},
-			"github.com/prometheus/client_golang": {"metrics.go", "config.go"},
+			"github.com/prometheus/client_golang": {"metrics.go", "config.go", "command_http.go"},
 			"github.com/cockroachdb/pebble/v2":    {},
 		},
 	},

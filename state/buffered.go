@@ -49,7 +49,8 @@ type Buffered struct {
 	scans   []*scan // open
 	idle    []*scan // closed, to be used again
 	cursors []Cursor
-	ordered bool   // whether buffers keep their keys in order: since the first scan
+	ordered bool // whether buffers keep their keys in order: since the first scan
+	uses    Uses
 	value   []byte // read last from the engine; not nil, so that an empty value is not either
 }
 
@@ -69,8 +70,15 @@ func (b *Buffered) View() *View { return b.view }
 // Space returns the space below the buffers.
 func (b *Buffered) Space() *Space { return b.space }
 
+// Uses counts what a store was asked for.
+type Uses struct{ Gets, Puts, Deletes, Scans uint64 }
+
+// Uses returns what the store was asked for since it was made.
+func (b *Buffered) Uses() Uses { return b.uses }
+
 // Get implements [Store].
 func (b *Buffered) Get(key []byte) (value []byte, ok bool, err error) {
+	b.uses.Gets++
 	hash := hashKey(key)
 	if value, w := b.open.look(hash, key); w != unknown {
 		return value, w == present, nil
@@ -113,6 +121,11 @@ func (b *Buffered) Put(key, value []byte, m Meta) error {
 	id := b.open.find(hash, key)
 	if id == 0 {
 		id = b.open.add(hash, key)
+	}
+	if value == nil {
+		b.uses.Deletes++
+	} else {
+		b.uses.Puts++
 	}
 	b.set(id, value, m)
 	if b.o.OnWrite != nil {

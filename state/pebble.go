@@ -98,6 +98,8 @@ type Pebble struct {
 	guard  guard
 	ingest atomic.Uint64 // names files
 
+	stalled   atomic.Int64 // nanoseconds that writers waited
+	stalledAt atomic.Int64 // when the wait that goes on began, in Unix nanoseconds, or 0
 	unflushed atomic.Int64 // bytes written since the last flush
 	mu        sync.Mutex
 	dirty     map[[4]byte]struct{} // spans written to since the last flush
@@ -201,8 +203,10 @@ func (e *Pebble) options() *pebble.Options {
 			DataCorruption:  func(i pebble.DataCorruptionInfo) { e.corrupt(i) },
 			DiskSlow:        func(i pebble.DiskSlowInfo) { e.o.Logger.Warn("slow disk", "what", i.String()) },
 			WriteStallBegin: func(i pebble.WriteStallBeginInfo) {
+				e.stalledAt.Store(time.Now().UnixNano())
 				e.o.Logger.Warn("writes to state wait for the disk", "why", i.Reason)
 			},
+			WriteStallEnd: func() { e.stalled.Add(time.Now().UnixNano() - e.stalledAt.Swap(0)) },
 		},
 		CompactionConcurrencyRange: func() (int, int) { return 1, max(1, runtime.GOMAXPROCS(0)/2) },
 	}
@@ -481,6 +485,32 @@ func (e *Pebble) Excise(from, to []byte) error {
 func (e *Pebble) Pressure() (l0 int, debtBytes int64) {
 	m := e.db.Metrics()
 	return int(m.Levels[0].Sublevels), int64(m.Compact.EstimatedDebt)
+}
+
+// PebbleStats describe a database.
+type PebbleStats struct {
+	DiskBytes      int64
+	MemoryBytes    int64 // of memtables and block cache
+	UnflushedBytes int64 // written since the last flush
+	DebtBytes      int64 // to be compacted
+	Compactions    int64 // going on
+	CacheHits      int64 // of blocks
+	CacheMisses    int64
+	Stalled        time.Duration // writers waited for the disk
+}
+
+// Stats describes the database as it is now.
+func (e *Pebble) Stats() PebbleStats {
+	m := e.db.Metrics()
+	s := PebbleStats{
+		DiskBytes: int64(m.DiskSpaceUsage()), MemoryBytes: int64(m.MemTable.Size) + int64(m.MemTable.ZombieSize) + m.BlockCache.Size,
+		UnflushedBytes: e.unflushed.Load(), DebtBytes: int64(m.Compact.EstimatedDebt), Compactions: m.Compact.NumInProgress,
+		CacheHits: m.BlockCache.Hits, CacheMisses: m.BlockCache.Misses, Stalled: time.Duration(e.stalled.Load()),
+	}
+	if at := e.stalledAt.Load(); at != 0 {
+		s.Stalled += time.Duration(time.Now().UnixNano() - at)
+	}
+	return s
 }
 
 // MemoryBytes returns what memtables and block cache hold.

@@ -28,6 +28,7 @@ type source struct {
 
 // Scan implements [Store].
 func (b *Buffered) Scan(from, to []byte, reverse bool) Iterator {
+	b.uses.Scans++
 	b.keepOrder()
 	s := b.newScan()
 	s.from, s.to = append(s.from[:0], from...), append(s.to[:0], to...)

@@ -326,6 +326,7 @@ func (a *App) assigned(e assigned) {
 		return
 	}
 	a.log.Info("tasks assigned", "tasks", names(e.tasks))
+	a.metrics.assigned.Add(uint64(len(e.tasks)))
 	a.events.put(TasksAssigned{e.tasks})
 	for _, id := range e.tasks {
 		o := a.tasks[id]
@@ -344,6 +345,7 @@ func (a *App) assigned(e assigned) {
 // revoked has tasks closed after a commit, and then tells the group.
 func (a *App) revoked(e revoked) {
 	a.log.Info("tasks revoked", "tasks", names(e.tasks))
+	a.metrics.revoked.Add(uint64(len(e.tasks)))
 	a.events.put(TasksRevoked{Tasks: e.tasks})
 	left := 1
 	done := func() {
@@ -364,6 +366,7 @@ func (a *App) revoked(e revoked) {
 func (a *App) lost(e lost) {
 	if len(e.tasks) > 0 {
 		a.log.Warn("tasks lost: another instance may run them now", "tasks", names(e.tasks), "why", e.err)
+		a.metrics.lost.Add(uint64(len(e.tasks)))
 		a.events.put(TasksRevoked{Tasks: e.tasks, Lost: true})
 	}
 	for _, id := range e.tasks {

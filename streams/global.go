@@ -69,7 +69,7 @@ func (g *globals) open(sub *topology.Subtopology) error {
 	}
 	env := topology.Env{
 		Context: g.app.life, TopicName: g.app.topicName, Policy: g.app.config.policy, Logger: g.app.log.With("store", spec.Name),
-		Partitions: func(string, bool) int { return 0 }, Dropped: func(_, reason string) { g.app.metrics.dropped.WithLabelValues(globalTask, reason).Inc() },
+		Partitions: func(string, bool) int { return 0 }, Dropped: func(_, reason string) { g.app.metrics.dropGlobal(spec.Name, reason) },
 	}
 	filler, err := task.NewGlobal(g.app.graph, sub, env, state.NewBuffered(space, state.BufferOptions{Unlogged: true}))
 	if err != nil {

@@ -42,6 +42,7 @@ type program struct {
 	name       string
 	brokers    string
 	partitions int
+	http       string // address of probes and metrics; "": none
 	logLevel   slog.Level
 	flags      *flag.FlagSet
 	out, err   io.Writer
@@ -131,6 +132,8 @@ func (p *program) defineFlags() {
 	f.Int64Var(&c.CacheBytes, "cache-bytes", c.CacheBytes, "`bytes` of the record cache; -1 for none (default 10 MB)")
 	f.IntVar(&c.NumStandbys, "standbys", c.NumStandbys, "`number` of copies of each task's state on other instances")
 	f.IntVar(&p.partitions, "partitions", defaultPartitions, "`number` of partitions of the topics of the broker of its own")
+	f.StringVar(&p.http, "http", p.http, "`address` to serve probes (/live, /ready) and metrics (/metrics) at, such as 127.0.0.1:8080; "+
+		":8080 is this machine only (default: off)")
 	p.logLevel = slog.LevelInfo
 	f.TextVar(&p.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	p.flags = f
@@ -228,10 +231,16 @@ func (p *program) run(args []string) error {
 }
 
 func (p *program) runOn(ctx context.Context, c Config, args []string) error {
+	p.registry(&c)
 	a, err := New(p.graph, c)
 	if err != nil {
 		return err
 	}
+	unserve, err := p.serve(a)
+	if err != nil {
+		return err
+	}
+	defer unserve()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	finished := make(chan error, 1)

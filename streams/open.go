@@ -228,7 +228,7 @@ func (o *openTask) take(w *worker) {
 	for i, in := range o.plan.Inputs {
 		d := &feed{topicPartition: topicPartition{in.Name, in.Partition}, topic: in.Source, name: in.Topic}
 		d.deliver = func(f fetched) { w.inbox.put(read{r, f}) }
-		r.inputs[d] = &runningInput{Partition: o.inputs[i].Partition, source: in.Source, next: o.inputs[i].Next}
+		r.inputs[d] = &runningInput{Partition: o.inputs[i].Partition, source: in.Source, next: o.inputs[i].Next, committed: o.inputs[i].Next}
 		w.app.source.add(d, o.inputs[i].Next)
 	}
 	if w.closing {
@@ -275,7 +275,7 @@ func (w *worker) env(r *running) topology.Env {
 		Context:     a.life,
 		Partitions:  func(topic string, internal bool) int { return w.sink.topic(topic, internal).partitions },
 		TopicName:   a.topicName,
-		Dropped:     func(node, reason string) { w.meter.dropped(r, reason) },
+		Dropped:     func(node, reason string) { r.meter.drop(reason) },
 		Policy:      a.config.policy,
 		DeadLetters: a.config.DeadLetterTopic,
 		Logger:      a.log.With("task", r.id.String()),

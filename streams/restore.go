@@ -105,6 +105,7 @@ func limitOf(st *taskStore, inputs []task.Input) int64 {
 
 // store restores one store. What fails because brokers do is tried again.
 func (r *restorer) store(ctx context.Context, id task.ID, st *taskStore, limit int64) error {
+	defer r.app.metrics.restoreEnded(id, st.spec.Name)
 	_, err := retry(ctx, r.log, "restore store "+st.spec.Name+" of task "+id.String(), func(ctx context.Context) (struct{}, error) {
 		job, err := r.begin(ctx, id, st, limit)
 		if err == nil {
@@ -125,6 +126,7 @@ type restoreJob struct {
 	next    int64        // what is read
 	end     int64
 	records int64
+	noted   int64 // of records, in the metrics
 	began   time.Time
 	told    time.Time
 	wiped   string
@@ -330,6 +332,7 @@ func (j *restoreJob) write() error {
 }
 
 func (j *restoreJob) started() {
+	j.note()
 	s := j.st
 	if j.next < j.end || j.wiped != "" {
 		j.log.Info("restore", "task", j.id.String(), "store", s.spec.Name, "from", j.next, "to", j.end)
@@ -339,19 +342,30 @@ func (j *restoreJob) started() {
 	j.app.events.put(RestoreStarted{j.id, s.spec.Name, j.next, j.end, j.wiped})
 }
 
+func (j *restoreJob) position() RestoreProgress {
+	return RestoreProgress{j.id, j.st.spec.Name, j.next, j.end, j.records}
+}
+
+// note counts what was read since the last time.
+func (j *restoreJob) note() {
+	j.app.metrics.restored.Add(uint64(j.records - j.noted))
+	j.noted = j.records
+	j.app.metrics.restoring(j.position())
+}
+
 func (j *restoreJob) progress() {
 	if time.Since(j.told) < progressEvery {
 		return
 	}
 	j.told = time.Now()
-	j.app.metrics.restored(j.id, j.end-j.next)
-	j.app.events.put(RestoreProgress{j.id, j.st.spec.Name, j.next, j.end, j.records})
+	j.note()
+	j.app.events.put(j.position())
 	j.log.Info("restoring", "task", j.id.String(), "store", j.st.spec.Name, "next", j.next, "to", j.end)
 }
 
 func (j *restoreJob) finished() {
 	took := time.Since(j.began)
-	j.app.metrics.restored(j.id, 0)
+	j.note()
 	j.app.events.put(RestoreEnded{j.id, j.st.spec.Name, j.records, took})
 	if j.records > 0 || j.wiped != "" {
 		j.log.Info("restored", "task", j.id.String(), "store", j.st.spec.Name, "records", j.records, "took", took)

@@ -28,17 +28,20 @@ type running struct {
 	views  []*state.Buffered // of global stores
 	viewed uint64            // the version that they show
 
-	counter   counter // of processed records
+	meter     *taskMeter
 	processed uint64
 }
 
 // runningInput is an input partition of a running task.
 type runningInput struct {
 	task.Partition
-	source  topology.SourceTopic
-	held    int64 // bytes queued in the task, as the fetcher knows them
-	next    int64 // where the reading stands
-	reached bool  // and that nothing was behind it
+	source topology.SourceTopic
+	held   int64 // bytes queued in the task, as the fetcher knows them
+	next   int64 // where the reading stands
+	end    int64 // of what may be read, as far as is known
+	// committed is the next offset to read, were the task opened again.
+	committed int64
+	reached   bool // and that nothing was behind it
 }
 
 // taskStore is a store of a task, between its space and its changelog.
@@ -50,6 +53,8 @@ type taskStore struct {
 	topicID   [16]byte
 	offset    state.Offset // what the space stands for
 	onDisk    bool
+	meter     *storeMeter
+	uses      state.Uses // of buffered, as far as they are counted
 }
 
 // settle tells the fetcher what was processed.

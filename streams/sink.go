@@ -25,6 +25,8 @@ type burst struct {
 	records []kgo.Record
 	refs    []*kgo.Record
 	used    int
+
+	sent []sentTo // what is in out, by topic
 }
 
 // part is a run of records of one task.
@@ -63,7 +65,7 @@ func (b *burst) drop(r *running) {
 func (b *burst) reset() {
 	b.out.Reset()
 	clear(b.parts)
-	b.parts, b.bytes, b.count, b.used = b.parts[:0], 0, 0, 0
+	b.parts, b.bytes, b.count, b.used, b.sent = b.parts[:0], 0, 0, 0, b.sent[:0]
 }
 
 // empty reports whether nothing was written.
@@ -152,16 +154,25 @@ func (s *sink) outputs(b *burst, r *running) ([]*kgo.Record, error) {
 	}
 	b.reserve(n)
 	from := b.used
+	var topic string // of a run of records
+	records, bytes := 0, 0
 	for _, p := range b.parts {
 		if p.r != r {
 			continue
 		}
 		for i := p.from; i < p.to; i++ {
-			if err := s.output(b.next(), &b.out.Records[i]); err != nil {
+			to := b.next()
+			if err := s.output(to, &b.out.Records[i]); err != nil {
 				return nil, err
 			}
+			if to.Topic != topic {
+				b.note(topic, records, bytes)
+				topic, records, bytes = to.Topic, 0, 0
+			}
+			records, bytes = records+1, bytes+len(to.Key)+len(to.Value)
 		}
 	}
+	b.note(topic, records, bytes)
 	return b.refs[from:b.used:b.used], nil
 }
 

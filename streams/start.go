@@ -23,6 +23,7 @@ func (a *App) start(ctx context.Context) error {
 	if a.storage, err = openStorage(a.config, a.log); err != nil {
 		return err
 	}
+	a.metrics.reads(a.storage.engine)
 	if err := a.connect(ctx); err != nil {
 		return err
 	}
@@ -276,6 +277,8 @@ func (a *App) close(end context.CancelFunc) error {
 	for _, w := range a.workers {
 		errs = append(errs, w.send.close(ctx))
 	}
+	a.metrics.reads(nil)
+	a.metrics.unregister()
 	if a.storage != nil {
 		waitFor(ctx, a.serving.Wait)
 		errs = append(errs, a.storage.close())
@@ -293,7 +296,6 @@ func (a *App) close(end context.CancelFunc) error {
 	if a.admin != nil {
 		a.admin.Close()
 	}
-	a.metrics.unregister()
 	return errors.Join(errs...)
 }
 

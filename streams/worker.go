@@ -28,7 +28,7 @@ type worker struct {
 	member *membership
 	send   *producers
 	sink   *sink
-	meter  *workerMetrics
+	meter  *workerMeter
 
 	tasks map[task.ID]*running
 	order []*running // the same, in turn
@@ -75,6 +75,8 @@ func newWorker(a *App, id int) *worker {
 // run is the life of the worker: it ends when it was told to close and every task is closed, or with ctx, which cuts it
 // short.
 func (w *worker) run(ctx context.Context) {
+	w.meter.running.Store(true)
+	defer w.meter.running.Store(false)
 	for ctx.Err() == nil && !w.ended() {
 		w.receive()
 		stepped := w.step()
@@ -82,8 +84,21 @@ func (w *worker) run(ctx context.Context) {
 		w.advance()
 		applied := w.apply()
 		if !stepped && !applied && !w.ended() {
-			w.inbox.wait(ctx, w.wake())
+			w.wait(ctx)
 		}
+	}
+}
+
+// wait returns when something comes in, or is due.
+func (w *worker) wait(ctx context.Context) {
+	began := time.Now()
+	w.meter.beat.Store(began.UnixNano())
+	held := !w.app.paused.Load() && slices.ContainsFunc(w.order, func(r *running) bool { return r.left == nil && r.task.Ready() })
+	w.inbox.wait(ctx, w.wake())
+	if took := int64(time.Since(began)); held {
+		w.meter.held.Add(took)
+	} else {
+		w.meter.idle.Add(took)
 	}
 }
 
@@ -93,6 +108,7 @@ func (w *worker) ended() bool {
 
 // receive takes what has come in.
 func (w *worker) receive() {
+	w.meter.beat.Store(time.Now().UnixNano())
 	if m := w.app.membership(); m != w.member {
 		w.member = m
 		w.commit.joined(m)
@@ -136,7 +152,7 @@ func (w *worker) process(r *running) {
 		more = r.task.Ready()
 	}
 	r.processed += uint64(n)
-	w.meter.processed(r, n, time.Since(began))
+	w.meter.processed(r, n, began, time.Now())
 	w.stepped(r, err)
 }
 
@@ -189,8 +205,11 @@ func (w *worker) punctuate() {
 		if due, ok := r.task.NextWall(); !ok || due > now || r.left != nil || !w.commit.mayStep(w.load()) {
 			continue
 		}
+		began := time.Now()
 		r.task.Collect(&w.open.out, now)
-		w.stepped(r, r.task.Punctuate())
+		err := r.task.Punctuate()
+		w.meter.punctuation(time.Since(began))
+		w.stepped(r, err)
 	}
 }
 
@@ -310,6 +329,7 @@ type answered struct{ answer }
 func (a answered) take(w *worker) {
 	if a.err == nil {
 		for _, b := range w.ahead[a.op] {
+			w.meter.delivered(b, time.Now())
 			w.free(b)
 		}
 	}
@@ -378,6 +398,8 @@ func (w *worker) confirm(e effect) {
 		if p.r.gone {
 			continue
 		}
+		p.r.noteCommitted(e.batch.contributions[i].offsets)
+		w.meter.part(p.r)
 		p.confirm(now)
 		if len(p.r.order) > 0 {
 			w.applying = append(w.applying, p)
@@ -385,6 +407,7 @@ func (w *worker) confirm(e effect) {
 		}
 	}
 	w.meter.committed(e.batch.cause, now.Sub(e.batch.sealed))
+	w.meter.delivered(s.burst, now)
 	w.free(s.burst)
 	w.commit.answered(now, answer{op: e.op})
 	for w.pending > int64(2*w.app.config.memory().burst) && w.apply() {
@@ -398,7 +421,9 @@ func (w *worker) apply() bool {
 	}
 	w.trace()
 	p := w.applying[0]
+	began := time.Now()
 	done, err := p.apply(sliceBytes)
+	w.meter.applies.observe(time.Since(began), 1)
 	switch {
 	case err != nil && errors.Is(err, state.ErrFull):
 		w.retryAt = time.Now().Add(fullDiskWait)
@@ -448,7 +473,7 @@ func (w *worker) rebuild(e effect) {
 	w.open, w.queued = new(burst), nil
 	clear(w.ahead)
 	w.log.Warn("a commit was given up: its work is done again", "why", e.err, "verdict", e.verdict.String(), "doubt", e.tail)
-	w.meter.aborted()
+	w.meter.aborted.Add(1)
 	if e.verdict == hopeless {
 		w.app.fail(fmt.Errorf("commit: %w", e.err))
 	}
@@ -484,7 +509,7 @@ func (w *worker) abandon(r *running) {
 	}
 	delete(w.tasks, r.id)
 	w.order = slices.DeleteFunc(w.order, func(o *running) bool { return o == r })
-	w.meter.closed(r)
+	w.meter.closing(r)
 	if r.left != nil {
 		w.forget(r)
 		r.left()
@@ -594,7 +619,8 @@ func (in read) take(w *worker) {
 	p.held += in.bytes
 	err := r.task.Add(p.Partition, in.records)
 	r.task.Position(p.Partition, in.next, in.reached)
-	p.next, p.reached = in.next, in.reached
+	p.next, p.reached, p.end = in.next, in.reached, in.end
+	w.meter.read(r, in.feed.topicPartition.topic, len(in.records), in.bytes)
 	if err != nil || !w.open.empty() || r.task.Moved() {
 		w.stepped(r, err)
 	}

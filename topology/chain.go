@@ -35,6 +35,9 @@ type Output struct {
 	node       *node
 }
 
+// Operator returns the name of the operator that wrote the record.
+func (o *Output) Operator() string { return nodeName(o.node) }
+
 // Outbox collects what a chain writes to topics, until it is committed.
 type Outbox struct {
 	Records []Output

@@ -41,6 +41,9 @@ type SourceTopic struct {
 	node     *node
 }
 
+// Operator returns the name of the operator that reads the topic.
+func (t SourceTopic) Operator() string { return nodeName(t.node) }
+
 type nodeKind uint8
 
 const (

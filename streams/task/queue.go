@@ -8,7 +8,8 @@ import (
 // head, because its timestamp may depend on its value.
 type queue struct {
 	Partition
-	head *topology.Head
+	source topology.SourceTopic
+	head   *topology.Head
 
 	records []topology.Input
 	at      int   // index of the head

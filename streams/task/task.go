@@ -72,6 +72,8 @@ type Task struct {
 	now    int64
 	failed error
 	bytes  int
+	last   *queue // that the last record was of, or nil
+	lastMs int64
 }
 
 // store is a store of a task, with the form of its changelog.
@@ -111,7 +113,7 @@ func New(c Config) (*Task, error) {
 
 // AddInput adds a partition that the task reads from now on: a topic that a pattern of its sources matches.
 func (t *Task) AddInput(in Input) {
-	q := &queue{Partition: in.Partition, head: t.chain.Head(in.Source), time: in.Metadata.PartitionTime, next: in.Next, epoch: -1}
+	q := &queue{Partition: in.Partition, source: in.Source, head: t.chain.Head(in.Source), time: in.Metadata.PartitionTime, next: in.Next, epoch: -1}
 	t.inputs[in.Partition], t.order = q, append(t.order, q)
 	t.chain.RaiseStreamTime(q.time)
 	t.chain.SetCommitted(in.Metadata.Values)
@@ -181,6 +183,7 @@ func (t *Task) Process() (bool, error) {
 	}
 	q := heap.Pop(&t.ready).(*queue)
 	ts, before := q.ts, q.bytes
+	t.last, t.lastMs = q, ts
 	err := q.poll()
 	t.bytes += q.bytes - before
 	if err != nil {
@@ -199,6 +202,15 @@ func (t *Task) Process() (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// Last returns the source of the record that was processed last, by its operator, and its timestamp, or false if there was
+// none.
+func (t *Task) Last() (operator string, timestampMs int64, ok bool) {
+	if t.last == nil {
+		return "", 0, false
+	}
+	return t.last.source.Operator(), t.lastMs, true
 }
 
 // Punctuate runs the punctuations that the wall clock has made due.

@@ -1,0 +1,53 @@
+package streams
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// registry is where a program registers its metrics if its own configuration names no place.
+func (p *program) registry(c *Config) {
+	if p.http != "" && c.Metrics == nil {
+		c.Metrics = prometheus.NewRegistry()
+	}
+}
+
+// serve serves the probes and the metrics of a, if an address was given. It returns a function that ends that. An address
+// without a host is this machine's own: what others may reach has to be said.
+func (p *program) serve(a *App) (stop func(), err error) {
+	if p.http == "" {
+		return func() {}, nil
+	}
+	address := p.http
+	if strings.HasPrefix(address, ":") {
+		address = "127.0.0.1" + address
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen for --http: %w: give a free address, such as 127.0.0.1:8080", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", a.Health())
+	if g, ok := a.config.Metrics.(prometheus.Gatherer); ok {
+		mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
+	}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	a.log.Info("listening", "probes and metrics at", "http://"+l.Addr().String())
+	go func() {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			a.log.Error("the probes and metrics are not served any more", "error", err)
+		}
+	}()
+	return func() {
+		if err := server.Close(); err != nil {
+			a.log.Debug("close the HTTP server", "error", err)
+		}
+	}, nil
+}
