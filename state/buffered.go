@@ -60,6 +60,7 @@ var _ Store = (*Buffered)(nil)
 func NewBuffered(space *Space, o BufferOptions) *Buffered {
 	b := &Buffered{space: space, o: o, view: NewView(space), value: []byte{}}
 	b.cache.limit, b.cache.complete = o.CacheBytes, o.CacheBytes > 0 && space.Empty()
+	b.cache.known.on = b.cache.complete
 	b.open = b.newBuffer()
 	return b
 }
@@ -376,7 +377,7 @@ func (b *Buffered) Bytes() int64 {
 func (b *Buffered) OpenBytes() int64 { return b.open.size() }
 
 // CacheBytes returns how much the read cache holds.
-func (b *Buffered) CacheBytes() int64 { return b.cache.bytes() }
+func (b *Buffered) CacheBytes() int64 { return b.cache.bytes() + b.cache.known.bytes() }
 
 // SetCacheBytes changes the bound of the read cache.
 func (b *Buffered) SetCacheBytes(limit int64) {

@@ -3,9 +3,11 @@ package state
 import "bytes"
 
 // cache holds entries of the engine in memory, up to a limit: what was read, and what was applied. While it is complete it
-// has every key there is, so that the engine is not asked at all. Its entries' change is 1 if they were used lately.
+// has every key there is, so that the engine is not asked at all; after that it still knows most keys that are not there,
+// if the engine was empty when it began. Its entries' change is 1 if they were used lately.
 type cache struct {
 	table
+	known    filter
 	limit    int64
 	complete bool
 	hand     uint32 // where the search for an entry to give up goes on, by id less one
@@ -15,7 +17,7 @@ type cache struct {
 func (c *cache) look(hash uint32, key []byte) ([]byte, what) {
 	id := c.find(hash, key)
 	if id == 0 {
-		if c.complete {
+		if c.complete || c.known.lacks(hash) {
 			return nil, absent
 		}
 		return nil, unknown
@@ -58,7 +60,7 @@ func (c *cache) put(hash uint32, key, value []byte) {
 
 // shrink gives entries up until the limit holds: the first in turn that were not used since their last turn.
 func (c *cache) shrink() {
-	for len(c.entries) > 0 && c.bytes() > c.limit {
+	for len(c.entries) > 0 && c.bytes()+c.known.bytes() > c.limit {
 		if c.slab.used == 0 { // all were dropped
 			c.table.reset()
 			c.complete = false
@@ -81,6 +83,7 @@ func (c *cache) shrink() {
 // take notes that the entries of f up to last are applied.
 func (c *cache) take(f *Frozen, last uint32) {
 	if c.limit == 0 {
+		c.known = filter{} // it misses what is applied now
 		return
 	}
 	if !f.begun {
@@ -91,6 +94,7 @@ func (c *cache) take(f *Frozen, last uint32) {
 	for id := f.applied + 1; id <= last; id++ {
 		switch e := f.entry(id); e.what {
 		case present:
+			c.known.add(hashKey(f.key(id)))
 			c.put(hashKey(f.key(id)), f.key(id), f.slab.get(e.value, e.valueLen))
 		case absent:
 			c.put(hashKey(f.key(id)), f.key(id), nil)

@@ -162,7 +162,8 @@ func newPebble(dir string, o PebbleOptions) *Pebble {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	e := &Pebble{dir: dir, o: o, cache: pebble.NewCache(o.CacheBytes), dirty: make(map[[4]byte]struct{})}
+	e := &Pebble{dir: dir, o: o, dirty: make(map[[4]byte]struct{})}
+	e.cache = pebble.NewCache(o.CacheBytes + 2*int64(o.MemTableBytes)) // Pebble takes memtables out of its cache
 	e.guard.init(o.Logger)
 	e.fs = &guardFS{FS: o.FS, guard: &e.guard}
 	return e

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"time"
+	"unsafe"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -35,8 +36,11 @@ type part struct {
 	from, to int
 }
 
-// outputOverhead is what a record takes on the wire and in memory beside its bytes, about.
-const outputOverhead = 64
+// outputOverhead is what a record takes in memory beside its bytes, until it is acknowledged.
+const outputOverhead = int(unsafe.Sizeof(topology.Output{}) + unsafe.Sizeof(kgo.Record{}))
+
+// wireOverhead is what a record takes in a batch beside its bytes, about.
+const wireOverhead = 20
 
 // collect notes that what was written since the last call is r's.
 func (b *burst) collect(r *running) {
@@ -188,7 +192,7 @@ func (s *sink) output(to *kgo.Record, o *topology.Output) error {
 	case o.Key != nil: // the topic was not known yet
 		to.Partition = topology.Partition(o.Key, t.partitions)
 	default:
-		to.Partition = t.any(len(o.Value) + outputOverhead)
+		to.Partition = t.any(len(o.Value) + wireOverhead)
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -26,7 +27,7 @@ type settings struct {
 	topics                                                      topics
 	records, cache                                              int64
 	commitMs, threads                                           int
-	cpuProfile                                                  string
+	cpuProfile, memProfile                                      string
 }
 
 func parse() settings {
@@ -48,6 +49,7 @@ func parse() settings {
 	flag.StringVar(&s.dir, "state-dir", "", "`directory` for state")
 	flag.StringVar(&s.conf, "conf", "", "settings by the names of the flags of a program, `name=value;…`: memory-bytes, flush-interval")
 	flag.StringVar(&s.cpuProfile, "cpuprofile", "", "`file` for a CPU profile")
+	flag.StringVar(&s.memProfile, "memprofile", "", "`file` for a profile of the memory in use when all is processed")
 	flag.Parse()
 	return s
 }
@@ -176,7 +178,9 @@ func (s settings) run() error {
 	m := measure{began: began, p: &p, n: s.records}
 	switch s.mode {
 	case "drain":
-		err = m.drain(ended)
+		if err = m.drain(ended); err == nil {
+			err = s.profileMemory()
+		}
 	case "serve":
 		err = <-ended
 		ended <- nil
@@ -190,6 +194,19 @@ func (s settings) run() error {
 	}
 	r.report(&out)
 	return json.NewEncoder(os.Stdout).Encode(out)
+}
+
+// profileMemory writes what is in use, if it was asked for.
+func (s settings) profileMemory() error {
+	if s.memProfile == "" {
+		return nil
+	}
+	f, err := os.Create(s.memProfile)
+	if err != nil {
+		return err
+	}
+	runtime.GC()
+	return errors.Join(pprof.Lookup("heap").WriteTo(f, 0), f.Close())
 }
 
 // measure takes the times of a drain.

@@ -1,6 +1,8 @@
 package task
 
 import (
+	"slices"
+
 	"github.com/eddyline/eddyline/topology"
 )
 
@@ -11,13 +13,14 @@ type queue struct {
 	source topology.SourceTopic
 	head   *topology.Head
 
-	records []topology.Input
-	at      int   // index of the head
-	ready   bool  // the head is decoded
-	ts      int64 // of the head
-	time    int64 // the largest timestamp processed; -1 at first
-	next    int64 // the next offset to read: of the head, or the position behind the last record
-	epoch   int32 // leader epoch of the last record processed or left out; -1 at first
+	records []topology.Input   // as they were added, with the head
+	at      int                // index of the head
+	more    [][]topology.Input // added after them
+	ready   bool               // the head is decoded
+	ts      int64              // of the head
+	time    int64              // the largest timestamp processed; -1 at first
+	next    int64              // the next offset to read: of the head, or the position behind the last record
+	epoch   int32              // leader epoch of the last record processed or left out; -1 at first
 	bytes   int
 	// reached tells that the broker had no more records than were added here.
 	reached bool
@@ -26,15 +29,25 @@ type queue struct {
 
 func (q *queue) empty() bool { return !q.ready }
 
-// add appends records.
+// add appends records, and keeps the slice until they are processed.
 func (q *queue) add(records []topology.Input) {
-	if q.at > 0 && q.at == len(q.records) {
-		q.records, q.at = q.records[:0], 0
-	}
 	for i := range records {
 		q.bytes += size(&records[i])
 	}
-	q.records = append(q.records, records...)
+	q.more = append(q.more, records)
+}
+
+// left tells whether there is a record at the head of the list, and goes on to the next slice where one is used up, so
+// that nothing holds what is processed.
+func (q *queue) left() bool {
+	for q.at == len(q.records) {
+		if len(q.more) == 0 {
+			return false
+		}
+		q.records, q.at = q.more[0], 0
+		q.more = slices.Delete(q.more, 0, 1)
+	}
+	return true
 }
 
 func size(in *topology.Input) int { return len(in.Key) + len(in.Value) + recordOverhead }
@@ -45,7 +58,7 @@ const recordOverhead = 120
 // lead decodes records until one is at the head, or none is left. Those that cannot be processed are left out: the
 // topology counted them.
 func (q *queue) lead() error {
-	for !q.ready && q.at < len(q.records) {
+	for !q.ready && q.left() {
 		in := &q.records[q.at]
 		ts, ok, err := q.head.Take(in, q.time)
 		if err != nil {

@@ -128,7 +128,8 @@ func (t *Task) Collect(out *topology.Outbox, nowMs int64) {
 	t.chain.Begin(out, nowMs)
 }
 
-// Add appends records of an input partition, in the order of their offsets.
+// Add appends records of an input partition, in the order of their offsets. The task keeps the slice until they are
+// processed.
 func (t *Task) Add(p Partition, records []topology.Input) error {
 	q := t.inputs[p]
 	before := q.bytes
