@@ -74,6 +74,42 @@ func (s *segments) take(at int64) (bool, error) {
 	return true, nil
 }
 
+// Expiry finds what is too old to be kept in a window or session store whose changelog is written to its space without the
+// store above it, as a standby does for as long as it lives. It drops whole segments only, and none that the store itself
+// would keep.
+type Expiry struct {
+	RetentionMs int64
+	SegmentMs   int64
+	ByStart     bool // as in [WindowOptions]
+
+	top, gone int64 // segments: the newest seen, and the first that is kept
+}
+
+// See takes the local key of an entry that is put.
+func (e *Expiry) See(key []byte) {
+	if len(key) < 8 {
+		return
+	}
+	n := int64(binary.BigEndian.Uint64(key))
+	if e.ByStart {
+		n /= e.SegmentMs
+	}
+	e.top = max(e.top, n)
+}
+
+// Due returns the key before which everything has expired since it was called last, or nil for nothing.
+func (e *Expiry) Due() (before []byte) {
+	kept := (e.top*e.SegmentMs - e.RetentionMs) / e.SegmentMs
+	if kept <= e.gone {
+		return nil
+	}
+	e.gone = kept
+	if e.ByStart {
+		kept *= e.SegmentMs
+	}
+	return binary.BigEndian.AppendUint64(nil, uint64(kept))
+}
+
 // bucket returns the first of the keys of a segment.
 func (s *segments) bucket(n int64) []byte {
 	s.upper = binary.BigEndian.AppendUint64(s.upper[:0], uint64(n*s.scale))

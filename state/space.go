@@ -271,6 +271,19 @@ func (s *Spaces) within(from, to []byte) []SpaceInfo {
 	return list
 }
 
+// Offset returns what part of its changelog the space of a store stands for, or false if there is no such space, one of
+// another layout, or one that has never stood for any.
+func (s *Spaces) Offset(task, store string, l Layout) (o Offset, ok bool, err error) {
+	name := spaceName{task, store}
+	s.mu.Lock()
+	id, ok := s.ids[name]
+	s.mu.Unlock()
+	if !ok || Layout(id>>24) != l {
+		return Offset{}, false, nil
+	}
+	return (&Space{spaces: s, engine: s.engine, name: name, id: id}).Offset()
+}
+
 // Remove drops a store of a task for good, its place in the table included.
 func (s *Spaces) Remove(task, store string) error {
 	s.mu.Lock()

@@ -51,7 +51,8 @@ type App struct {
 	group    group
 	source   *fetcher
 	restores *restorer
-	globals  *globals // nil: there are none
+	replicas *restorer // of standbys
+	globals  *globals  // nil: there are none
 	purger   *purger
 	moved    chan struct{}                    // has room for one: tasks came or went
 	runs     atomic.Pointer[map[task.ID]bool] // tasks that run; replaced, never changed
@@ -66,7 +67,10 @@ type App struct {
 	tasks    map[task.ID]*owned
 	homes    map[task.ID]*worker // where tasks ran last
 	joined   bool                // the group has given out tasks
-	sick     map[task.ID]uint64  // tasks whose state is being healed, and the assignment to open them by, 0 for none
+	wanted   map[task.ID]bool    // tasks whose state the group wants to be kept up to date here
+	standbys map[task.ID]*standby
+	sick     map[task.ID]uint64 // tasks whose state is being healed, and the assignment to open them by, 0 for none
+	healing  int                // how often state is being healed at the moment
 	stopping bool
 	failure  error // the first that ended the application
 }
@@ -105,7 +109,7 @@ func New(g *topology.Graph, c Config) (*App, error) {
 		graph: g, config: c, log: c.Logger.With("application", c.ApplicationID),
 		ready: make(chan struct{}), ended: make(chan struct{}), notes: newInbox[note](),
 		tasks: map[task.ID]*owned{}, homes: map[task.ID]*worker{}, plan: map[task.ID]*topology.PlannedTask{},
-		sick: map[task.ID]uint64{}, moved: make(chan struct{}, 1),
+		wanted: map[task.ID]bool{}, standbys: map[task.ID]*standby{}, sick: map[task.ID]uint64{}, moved: make(chan struct{}, 1),
 	}
 	a.runs.Store(&map[task.ID]bool{})
 	a.metrics = newMetrics(a)
@@ -251,6 +255,7 @@ func (a *App) serve(ctx context.Context) {
 // settle makes the state follow from the tasks.
 func (a *App) settle() {
 	a.noteRuns()
+	a.keepStandbys()
 	if a.stopping || !a.joined {
 		return
 	}
@@ -275,6 +280,12 @@ func (a *App) noteRuns() {
 		return
 	}
 	a.runs.Store(&runs)
+	a.group.reportRuns(runs)
+	a.stirred()
+}
+
+// stirred has the group told soon what state lies here. It may be called from any goroutine.
+func (a *App) stirred() {
 	select {
 	case a.moved <- struct{}{}:
 	default:
@@ -319,6 +330,10 @@ func (a *App) happened(e groupEvent) {
 
 func (a *App) assigned(e assigned) {
 	a.joined = true
+	clear(a.wanted)
+	for _, id := range e.standbys {
+		a.wanted[id] = true
+	}
 	if e.departed {
 		a.serving.Go(func() { a.fence(a.life) })
 	}
@@ -354,7 +369,7 @@ func (a *App) revoked(e revoked) {
 		}
 	}
 	for _, id := range e.tasks {
-		delete(a.sick, id)
+		a.keepShut(id)
 		if o := a.tasks[id]; o != nil {
 			left++
 			a.giveBack(o, false, done)
@@ -370,10 +385,17 @@ func (a *App) lost(e lost) {
 		a.events.put(TasksRevoked{Tasks: e.tasks, Lost: true})
 	}
 	for _, id := range e.tasks {
-		delete(a.sick, id)
+		a.keepShut(id)
 		if o := a.tasks[id]; o != nil {
 			a.giveBack(o, true, nil)
 		}
+	}
+}
+
+// keepShut has a task that is taken away not opened when its state is healed.
+func (a *App) keepShut(id task.ID) {
+	if _, sick := a.sick[id]; sick {
+		a.sick[id] = 0
 	}
 }
 
@@ -433,6 +455,10 @@ func (a *App) reopen(o *owned) {
 	ctx, cancel := context.WithCancel(a.life)
 	o.phase, o.cancel = opening, cancel
 	job := &openJob{app: a, ctx: ctx, id: o.id, epoch: o.epoch, worker: o.worker, plan: a.plan[o.id]}
+	if s := a.standbys[o.id]; s != nil {
+		s.cancel()
+		job.standby = s.done
+	}
 	a.serving.Go(job.run)
 }
 
@@ -477,7 +503,13 @@ func (a *App) gone(o *owned) {
 	for _, f := range o.after {
 		f()
 	}
-	if o.again != 0 && !a.stopping {
+	_, sick := a.sick[o.id]
+	switch {
+	case o.again == 0 || a.stopping:
+		a.forget(o.id)
+	case sick:
+		a.sick[o.id] = o.again
+	default:
 		a.open(o.id, o.again)
 	}
 }
@@ -503,21 +535,31 @@ func (d damage) noted(a *App) {
 		return
 	}
 	a.log.Error("state is damaged: it is dropped and restored from the changelogs", "error", d.err)
+	a.healing++
 	left := 1
 	done := func() {
 		if left--; left == 0 {
 			a.serving.Go(func() { a.heal(d.err) })
 		}
 	}
-	for _, s := range a.storage.disk.Within(d.err) {
-		id, err := task.ParseID(s.Task)
-		o := a.tasks[id]
-		if err != nil || o == nil {
+	for _, x := range a.storage.disk.Within(d.err) {
+		id, err := task.ParseID(x.Task)
+		if err != nil {
 			continue
 		}
-		left++
-		a.sick[id] = o.epoch
-		a.giveBack(o, true, done)
+		if _, sick := a.sick[id]; !sick {
+			a.sick[id] = 0
+		}
+		if s := a.standbys[id]; s != nil {
+			left++
+			s.after = append(s.after, done)
+			s.cancel()
+		}
+		if o := a.tasks[id]; o != nil {
+			left++
+			a.sick[id] = o.epoch
+			a.giveBack(o, true, done)
+		}
 	}
 	done()
 }
@@ -531,15 +573,16 @@ func (a *App) heal(c *state.CorruptError) {
 	a.notes.put(healed{})
 }
 
-// healed has the tasks opened whose state was damaged.
+// healed has the tasks opened whose state was damaged, once nothing is being healed any more.
 type healed struct{}
 
 func (healed) noted(a *App) {
-	for id, epoch := range a.sick {
-		if a.tasks[id] != nil {
-			continue // of another damage, which is not healed yet
-		}
-		delete(a.sick, id)
+	if a.healing--; a.healing > 0 {
+		return
+	}
+	sick := a.sick
+	a.sick = map[task.ID]uint64{}
+	for id, epoch := range sick {
 		if epoch != 0 && !a.stopping {
 			a.open(id, epoch)
 		}

@@ -89,8 +89,22 @@ type Config struct {
 	// (statestore.cache.max.bytes).
 	CacheBytes int64
 
-	// NumStandbys is how many copies of each task's state other instances keep. Default: 0 (num.standby.replicas).
+	// NumStandbys is how many copies of each task's state other instances keep, as far as there are so many. If the
+	// instance that runs a task goes, one that has a copy goes on at once. Default: 0 (num.standby.replicas).
 	NumStandbys int
+	// ClientTags say where this instance is, by tags of your choice: zone, cluster, machine. The copies of a task are put
+	// where the values of as many tags as possible differ; RackID counts as the tag "rack". Default: none (client.tag.*
+	// and rack.aware.assignment.tags).
+	ClientTags map[string]string
+	// AcceptableLag is how many records of its changelogs an instance may lack to be given a task at once. One that lacks
+	// more is warmed up first, while the task runs on where it is. Default: 10,000; negative: 0, none
+	// (acceptable.recovery.lag).
+	AcceptableLag int64
+	// MaxWarmups is how many tasks of the whole application are warmed up at a time. Default: 2 (max.warmup.replicas).
+	MaxWarmups int
+	// ProbingInterval is the time between two looks whether warmed-up tasks can move. An instance that has all of its
+	// own warmed up asks for it at once. Default: 10min (probing.rebalance.interval.ms).
+	ProbingInterval time.Duration
 	// SessionTimeout is how long the group waits for a sign of life before it gives this instance's tasks to others.
 	// Default: 10s (session.timeout.ms).
 	SessionTimeout time.Duration
@@ -164,6 +178,9 @@ func (c Config) withDefaults() Config {
 	c.MemoryBytes = cmp.Or(c.MemoryBytes, 256<<20)
 	c.CacheBytes = max(cmp.Or(c.CacheBytes, 10<<20), 0)
 	c.FlushInterval = cmp.Or(c.FlushInterval, 30*time.Second)
+	c.AcceptableLag = max(cmp.Or(c.AcceptableLag, 10_000), 0)
+	c.MaxWarmups = cmp.Or(c.MaxWarmups, 2)
+	c.ProbingInterval = cmp.Or(c.ProbingInterval, 10*time.Minute)
 	c.SessionTimeout = cmp.Or(c.SessionTimeout, 10*time.Second)
 	c.HeartbeatInterval = cmp.Or(c.HeartbeatInterval, 500*time.Millisecond)
 	c.RebalanceTimeout = cmp.Or(c.RebalanceTimeout, time.Minute)
@@ -234,6 +251,7 @@ func (c Config) validate() error {
 		{"CommitInterval", c.CommitInterval}, {"TransactionTimeout", c.TransactionTimeout}, {"SessionTimeout", c.SessionTimeout},
 		{"HeartbeatInterval", c.HeartbeatInterval}, {"RebalanceTimeout", c.RebalanceTimeout},
 		{"ShutdownTimeout", c.ShutdownTimeout}, {"ConnectTimeout", c.ConnectTimeout}, {"FlushInterval", c.FlushInterval},
+		{"ProbingInterval", c.ProbingInterval},
 	} {
 		fault(d.d < time.Millisecond, "%s is %v: use at least 1ms, or 0 for the default", d.name, d.d)
 	}
@@ -242,6 +260,12 @@ func (c Config) validate() error {
 	fault(c.RebalanceTimeout < c.SessionTimeout, "RebalanceTimeout %v is less than SessionTimeout %v", c.RebalanceTimeout, c.SessionTimeout)
 	fault(c.Workers < 1, "Workers is %d: use at least 1, or 0 for the default", c.Workers)
 	fault(c.NumStandbys < 0, "NumStandbys is %d: use 0 or more", c.NumStandbys)
+	fault(c.MaxWarmups < 1, "MaxWarmups is %d: use at least 1, or 0 for the default", c.MaxWarmups)
+	for k, v := range c.ClientTags {
+		fault(k == "" || len(k) > maxNameBytes || len(v) > maxNameBytes,
+			"ClientTags: %q=%q: use names and values of 1 to %d bytes", k, v, maxNameBytes)
+	}
+	fault(len(c.ClientTags) > maxTags, "ClientTags are %d: use at most %d", len(c.ClientTags), maxTags)
 	fault(c.ReplicationFactor < 0, "ReplicationFactor is %d: use 0 for the brokers' default", c.ReplicationFactor)
 	fault(c.MemoryBytes < leastMemoryBytes, "MemoryBytes is %d: use at least %d", c.MemoryBytes, leastMemoryBytes)
 	if len(faults) > 0 {
@@ -330,6 +354,7 @@ type memory struct {
 	memtable int   // of the state database
 	blocks   int64 // cache of the state database
 	restore  int64 // of records on their way into the state database
+	standby  int64 // likewise, of standbys
 }
 
 func (c Config) memory() memory {
@@ -340,7 +365,8 @@ func (c Config) memory() memory {
 		reads:    m / 8,
 		memtable: int(min(64<<20, m/16)),
 		blocks:   m / 8,
-		restore:  m / 8,
+		restore:  m / 32 * 3,
+		standby:  m / 32,
 	}
 }
 

@@ -33,7 +33,7 @@ func (s State) String() string {
 }
 
 // Event is something that happened in an application: [StateChanged], [TasksAssigned], [TasksRevoked], [RestoreStarted],
-// [RestoreProgress] or [RestoreEnded].
+// [RestoreProgress], [RestoreEnded], [StandbyStarted] or [StandbyEnded].
 type Event interface{ event() }
 
 // StateChanged tells of the application's state.
@@ -51,10 +51,11 @@ type TasksRevoked struct {
 
 // RestoreStarted tells that a store is brought to the end of its changelog.
 type RestoreStarted struct {
-	Task  task.ID
-	Store string
-	From  int64 // the next offset to read
-	To    int64 // the end of the changelog
+	Task    task.ID
+	Store   string
+	Standby bool  // for a replica: the task does not run here afterwards
+	From    int64 // the next offset to read
+	To      int64 // the end of the changelog
 	// Wiped says why what was on disk could not be used, so that all is read again; "" if it could, or if there was
 	// nothing.
 	Wiped string
@@ -64,16 +65,30 @@ type RestoreStarted struct {
 type RestoreProgress struct {
 	Task     task.ID
 	Store    string
-	Next, To int64 // offsets
-	Records  int64 // read so far
+	Standby  bool
+	Next, To int64         // offsets
+	Records  int64         // read so far
+	Left     time.Duration // how much longer it will take, about; negative: not known yet
 }
 
 // RestoreEnded tells that a store is at the end of its changelog.
 type RestoreEnded struct {
 	Task    task.ID
 	Store   string
+	Standby bool
 	Records int64
 	Took    time.Duration
+}
+
+// StandbyStarted tells that this instance begins to keep a replica of a task's state: it is restored, and follows the
+// changelogs from then on.
+type StandbyStarted struct{ Task task.ID }
+
+// StandbyEnded tells that a replica is not kept up to date any more: the task is opened here, or the group has put its
+// standby elsewhere. What is on disk stays.
+type StandbyEnded struct {
+	Task     task.ID
+	Promoted bool // the task is opened here
 }
 
 func (StateChanged) event()    {}
@@ -82,6 +97,8 @@ func (TasksRevoked) event()    {}
 func (RestoreStarted) event()  {}
 func (RestoreProgress) event() {}
 func (RestoreEnded) event()    {}
+func (StandbyStarted) event()  {}
+func (StandbyEnded) event()    {}
 
 // events hands events to the user's function, one after the other, so that nobody else waits for it.
 type events struct {

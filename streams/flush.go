@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/eddyline/eddyline/state"
+	"github.com/eddyline/eddyline/topology"
 )
 
 // storage is the state of this process: the directory with its lock and identity, the database in it, and what is kept in
@@ -75,13 +76,25 @@ func (s *storage) close() error {
 	return nil
 }
 
-// relax waits while the database is busy with what was written to it already: all stores wait for the same disk.
-func (s *storage) relax() {
-	for range 100 {
-		if l0, _ := s.engine.Pressure(); l0 < mostL0 {
-			return
+// spaces returns where a store lies.
+func (s *storage) spaces(spec *topology.StoreSpec) *state.Spaces {
+	if spec.InMemory {
+		return s.memory
+	}
+	return s.disk
+}
+
+// relax waits while the database is busy with what was written to it already, so that tasks that run do not wait for what
+// is restored beside them: all stores have the same disk.
+func (s *storage) relax(ctx context.Context) error {
+	for began := time.Now(); ; {
+		l0, debt := s.engine.Pressure()
+		if l0 < mostL0 && debt < mostDebt || time.Since(began) > longestRelax {
+			return nil
 		}
-		time.Sleep(compactWait)
+		if err := pause(ctx, compactWait); err != nil {
+			return err
+		}
 	}
 }
 

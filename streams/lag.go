@@ -4,19 +4,20 @@ import (
 	"context"
 	"time"
 
-	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/streams/task"
 	"github.com/eddyline/eddyline/topology"
 )
 
 const (
-	lagEvery  = 30 * time.Second // how often the group is told what state lies here
-	lagSettle = time.Second      // and how long after tasks came or went
+	lagEvery  = 30 * time.Second       // how often the group is told what state lies here,
+	lagLook   = time.Second            // how often it is looked whether it has to know more,
+	lagSettle = 200 * time.Millisecond // and how long after tasks came or went
 )
 
-// reportLags tells the group what state lies here, whenever tasks come or go and every so often, until ctx ends.
-func (a *App) reportLags(ctx context.Context) {
-	for {
+// reportLags tells the group what state lies here, whenever tasks come or go, when a changelog has become long enough for
+// it to matter who has read it, and every so often, until ctx ends. It was told told before.
+func (a *App) reportLags(ctx context.Context, told map[task.ID]lag) {
+	for at := time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -24,19 +25,48 @@ func (a *App) reportLags(ctx context.Context) {
 			if pause(ctx, lagSettle) != nil {
 				return
 			}
-		case <-time.After(lagEvery):
+		case <-time.After(lagLook):
+			if !a.outgrown(told) && time.Since(at) < lagEvery {
+				continue
+			}
 		}
-		if lags, err := a.lags(ctx); err == nil {
-			a.group.reportLag(lags)
-		} else if ctx.Err() == nil {
-			a.log.Debug("how far state lies behind could not be found out: it is tried again", "error", err)
+		lags, err := a.lags(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				a.log.Debug("how far state lies behind could not be found out: it is tried again", "error", err)
+			}
+			continue
+		}
+		a.group.reportLag(lags)
+		told, at = lags, time.Now()
+	}
+}
+
+// outgrown reports whether the changelogs of a task that runs here are not as short any more as the group was told.
+func (a *App) outgrown(told map[task.ID]lag) bool {
+	for id := range *a.runs.Load() {
+		l, t := told[id], a.plan[id]
+		if l.total > a.config.AcceptableLag || t == nil || !t.Sub.Stateful() {
+			continue
+		}
+		offsets, _, err := a.stored(id, t)
+		if err != nil {
+			continue // who uses the state finds out
+		}
+		total := -l.start
+		for _, o := range offsets {
+			total += o
+		}
+		if total > a.config.AcceptableLag {
+			return true
 		}
 	}
+	return false
 }
 
 // lags returns how far the state in this process lies behind, of the stateful tasks that have any.
 func (a *App) lags(ctx context.Context) (map[task.ID]lag, error) {
-	running, kept := *a.runs.Load(), a.storage.kept()
+	running := *a.runs.Load()
 	lags := map[task.ID]lag{}
 	next := map[task.ID]map[topicPartition]int64{} // of state that is not in use
 	at := map[topicPartition]int64{}
@@ -44,7 +74,7 @@ func (a *App) lags(ctx context.Context) (map[task.ID]lag, error) {
 		if !t.Sub.Stateful() {
 			continue
 		}
-		offsets, all, err := a.stored(id, t, kept)
+		offsets, all, err := a.stored(id, t)
 		switch {
 		case err != nil:
 			return nil, err
@@ -75,6 +105,7 @@ func (a *App) lags(ctx context.Context) (map[task.ID]lag, error) {
 	for id, offsets := range next {
 		l := lag{}
 		for p, o := range offsets {
+			l.start += starts[p].offset
 			l.total += ends[p].offset - starts[p].offset
 			if !running[id] {
 				l.behind += max(0, ends[p].offset-max(o, starts[p].offset))
@@ -86,14 +117,14 @@ func (a *App) lags(ctx context.Context) (map[task.ID]lag, error) {
 }
 
 // stored returns what offsets the state of a task stands for, by changelog, and whether there is some of every store.
-func (a *App) stored(id task.ID, t *topology.PlannedTask, kept map[storeName]keptStore) (map[topicPartition]int64, bool, error) {
+func (a *App) stored(id task.ID, t *topology.PlannedTask) (map[topicPartition]int64, bool, error) {
 	offsets, all := map[topicPartition]int64{}, true
 	for _, spec := range t.Sub.Stores {
 		topic := spec.ChangelogTopic(a.config.ApplicationID)
 		if topic == "" {
 			continue
 		}
-		o, found, err := kept[storeName{id.String(), spec.Name}].offset()
+		o, found, err := a.storage.spaces(spec).Offset(id.String(), spec.Name, task.LayoutOf(spec))
 		if err != nil {
 			return nil, false, err
 		}
@@ -102,36 +133,4 @@ func (a *App) stored(id task.ID, t *topology.PlannedTask, kept map[storeName]kep
 		offsets[topicPartition{topic, id.Partition}] = o.Next
 	}
 	return offsets, all, nil
-}
-
-// storeName names a store of a task.
-type storeName struct{ task, store string }
-
-// keptStore is a store that there is state of; the zero keptStore is one of which there is none.
-type keptStore struct {
-	in *state.Spaces
-	state.SpaceInfo
-}
-
-// kept returns the stores that there is state of in this process.
-func (s *storage) kept() map[storeName]keptStore {
-	all := map[storeName]keptStore{}
-	for _, spaces := range []*state.Spaces{s.disk, s.memory} {
-		for _, x := range spaces.List() {
-			all[storeName{x.Task, x.Store}] = keptStore{spaces, x}
-		}
-	}
-	return all
-}
-
-// offset returns what a store stands for, or false if that is nothing.
-func (k keptStore) offset() (o state.Offset, found bool, err error) {
-	if k.in == nil {
-		return o, false, nil
-	}
-	space, err := k.in.Open(k.Task, k.Store, k.Layout)
-	if err != nil {
-		return o, false, err
-	}
-	return space.Offset()
 }

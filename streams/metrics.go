@@ -38,6 +38,9 @@ type metrics struct {
 	restores map[storeName]RestoreProgress
 }
 
+// storeName names a store of a task.
+type storeName struct{ task, store string }
+
 // newMetrics makes the metrics. They are registered by register.
 func newMetrics(a *App) *metrics {
 	m := &metrics{
@@ -110,7 +113,8 @@ type scrape struct {
 	topics   map[string]*topicMeter
 	stores   map[string]*storeMeter
 	latency  map[string]*histogram
-	restores []RestoreProgress
+	restores []RestoreProgress // of tasks that are to run
+	standbys []RestoreProgress // of replicas, for as long as they are kept
 	engine   state.PebbleStats
 }
 
@@ -161,9 +165,15 @@ func (m *metrics) scrape() *scrape {
 		s.engine = m.engine.Stats()
 	}
 	s.workers, s.topics, s.stores, s.latency = slices.Clone(m.workers), maps.Clone(m.topics), maps.Clone(m.stores), maps.Clone(m.latency)
-	s.restores = slices.SortedFunc(maps.Values(m.restores), func(a, b RestoreProgress) int {
+	for _, p := range slices.SortedFunc(maps.Values(m.restores), func(a, b RestoreProgress) int {
 		return cmp.Or(cmp.Compare(a.Task.Sub, b.Task.Sub), cmp.Compare(a.Task.Partition, b.Task.Partition), cmp.Compare(a.Store, b.Store))
-	})
+	}) {
+		if p.Standby {
+			s.standbys = append(s.standbys, p)
+		} else {
+			s.restores = append(s.restores, p)
+		}
+	}
 	s.tasks = m.series()
 	return s
 }

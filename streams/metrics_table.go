@@ -327,22 +327,52 @@ var metricTable = []metricRow{
 		section: sectionRestore, labels: taskLabels,
 		help: "Changelog records that are still to be read before the task runs. A gauge, whatever its name says.",
 		values: func(s *scrape, emit func(float64, ...string)) {
-			left, order := map[string]int64{}, []string(nil)
-			for _, r := range s.restores {
-				id := r.Task.String()
-				if len(s.restores) > mostTaskSeries {
-					id = strconv.Itoa(r.Task.Sub) + "_*"
-				}
-				if _, ok := left[id]; !ok {
-					order = append(order, id)
-				}
-				left[id] += max(0, r.To-r.Next)
-			}
-			for _, id := range order {
-				emit(float64(left[id]), id)
-			}
+			emitTasks(s.restores, emit, func(r RestoreProgress, sum float64) float64 { return sum + float64(max(0, r.To-r.Next)) })
 		},
 	},
+	{
+		name: "kafka_streams_task_restore_remaining_seconds", section: sectionRestore, labels: taskLabels,
+		help: "About how long the restore of the task's state will take yet.",
+		values: func(s *scrape, emit func(float64, ...string)) {
+			emitTasks(s.restores, emit, func(r RestoreProgress, longest float64) float64 { return max(longest, r.Left.Seconds()) })
+		},
+	},
+	{
+		name: "kafka_streams_state_updater_standby_updating_tasks", kafka: "stream-state-updater-metrics standby-updating-tasks", section: sectionRestore,
+		help: "Tasks whose state is kept up to date here while they run on another instance.",
+		values: func(s *scrape, emit func(float64, ...string)) {
+			ids := map[string]bool{}
+			for _, r := range s.standbys {
+				ids[r.Task.String()] = true
+			}
+			emit(float64(len(ids)))
+		},
+	},
+	{
+		name: "kafka_streams_task_standby_remaining_records", section: sectionRestore, labels: taskLabels,
+		help: "Changelog records that the standby of a task has not read yet.",
+		values: func(s *scrape, emit func(float64, ...string)) {
+			emitTasks(s.standbys, emit, func(r RestoreProgress, sum float64) float64 { return sum + float64(max(0, r.To-r.Next)) })
+		},
+	},
+}
+
+// emitTasks emits one value a task, or one a sub-topology if there are many: add adds a store to the value so far.
+func emitTasks(stores []RestoreProgress, emit func(float64, ...string), add func(r RestoreProgress, so float64) float64) {
+	values, order := map[string]float64{}, []string(nil)
+	for _, r := range stores {
+		id := r.Task.String()
+		if len(stores) > mostTaskSeries {
+			id = strconv.Itoa(r.Task.Sub) + "_*"
+		}
+		if _, ok := values[id]; !ok {
+			order = append(order, id)
+		}
+		values[id] = add(r, values[id])
+	}
+	for _, id := range order {
+		emit(values[id], id)
+	}
 }
 
 func perWorker(f func(w *workerMeter) float64) func(*scrape, func(float64, ...string)) {

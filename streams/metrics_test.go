@@ -68,7 +68,8 @@ func TestMetricsOfRunningApplication(t *testing.T) {
 	ready(t, a)
 	send(t, brokers, lineOf("a"), &kgo.Record{Topic: "lines", Value: []byte("no key")}, lineOf("b"))
 	receive(t, brokers, "counts", 2)
-	a.metrics.restoring(RestoreProgress{task.ID{Sub: 0, Partition: 7}, "counts", 10, 110, 0})
+	a.metrics.restoring(RestoreProgress{Task: task.ID{Sub: 0, Partition: 7}, Store: "counts", Next: 10, To: 110})
+	a.metrics.restoring(RestoreProgress{Task: task.ID{Sub: 0, Partition: 8}, Store: "counts", Standby: true, Next: 10, To: 11})
 	var seen map[string]*dto.MetricFamily
 	for deadline := time.Now().Add(10 * time.Second); ; {
 		seen = gathered(t, registry)
@@ -81,6 +82,7 @@ func TestMetricsOfRunningApplication(t *testing.T) {
 		"kafka_streams_topic_records_consumed_total": 3, "kafka_streams_topic_records_produced_total": 2,
 		"kafka_streams_task_dropped_records_total": 1, "kafka_streams_state_put_total": 2, "kafka_streams_task_records_lag": 0,
 		"kafka_streams_client_state": 2, "kafka_streams_task_restore_remaining_records_total": 100,
+		"kafka_streams_task_standby_remaining_records": 1, "kafka_streams_state_updater_standby_updating_tasks": 1,
 		"kafka_streams_processor_node_record_e2e_latency_seconds": 5,
 	} {
 		if got := valueOf(seen[metric]); got != want {
@@ -257,7 +259,7 @@ func TestProbes(t *testing.T) {
 	if status, h := probe(t, a, "/ready"); status != http.StatusOK || h.Tasks != 1 {
 		t.Errorf("it runs, and is not ready: %d %+v", status, h)
 	}
-	a.metrics.restoring(RestoreProgress{task.ID{Sub: 0, Partition: 0}, "counts", 30, 40, 30})
+	a.metrics.restoring(RestoreProgress{Task: task.ID{Sub: 0, Partition: 0}, Store: "counts", Next: 30, To: 40, Records: 30})
 	if _, h := probe(t, a, "/ready"); len(h.Restoring) != 1 || h.Restoring[0].Left != 10 || h.Restoring[0].Progress != 0.75 {
 		t.Errorf("a restore is shown as %+v", h.Restoring)
 	}

@@ -24,6 +24,8 @@ type openJob struct {
 	epoch  uint64
 	worker *worker
 	plan   *topology.PlannedTask
+	// standby is closed when the standby that the task had here has ended; nil: there is none.
+	standby <-chan struct{}
 }
 
 const (
@@ -56,6 +58,9 @@ func (j *openJob) prepare() (*openTask, error) {
 	case <-clear:
 	case <-j.ctx.Done():
 		return nil, j.ctx.Err()
+	}
+	if j.standby != nil {
+		<-j.standby // it was told to end
 	}
 	inputs, err := retry(j.ctx, j.app.log, "fetch the offsets of task "+j.id.String(), j.offsets)
 	if err != nil {

@@ -40,6 +40,10 @@ type group interface {
 	// caught up is offered to the group.
 	reportLag(lags map[task.ID]lag)
 
+	// reportRuns tells which tasks run now: whatever their lags were found to be, these lack nothing. The map does not
+	// change any more.
+	reportRuns(runs map[task.ID]bool)
+
 	// rejoin asks for a rebalance, because something changed that decides who runs what.
 	rejoin(why string)
 
@@ -55,6 +59,7 @@ type group interface {
 type lag struct {
 	behind int64 // records to read before the task can run; 0 for one that runs
 	total  int64 // records from the changelogs' start to their end: what is to be read without any state
+	start  int64 // the sum of the offsets that the changelogs begin at
 }
 
 // groupEvent is one of assigned, revoked, lost, renamed and failed.

@@ -35,6 +35,7 @@ type classicGroup struct {
 	share      *share // the last assignment, or nil
 	heartbeat  time.Time
 	lags       map[task.ID]lag
+	runs       map[task.ID]bool
 	nonce      uint32
 	offered    bool // warm-ups that caught up were offered since the last assignment
 	probe      *time.Timer
@@ -211,6 +212,9 @@ func (g *classicGroup) about() *about {
 		h := held{id: id, role: roles[id], lag: -1}
 		if l, ok := g.lags[id]; ok {
 			h.lag, h.short = max(0, l.behind), l.total <= g.cfg.acceptableLag
+		}
+		if g.runs[id] {
+			h.lag = 0
 		}
 		a.held = append(a.held, h)
 	}
@@ -476,6 +480,12 @@ func (g *classicGroup) reportLag(lags map[task.ID]lag) {
 		g.offered = true
 		g.again("warm-up tasks have caught up")
 	}
+}
+
+func (g *classicGroup) reportRuns(runs map[task.ID]bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.runs = runs
 }
 
 func (g *classicGroup) rejoin(why string) {

@@ -124,10 +124,11 @@ func (r *round) share(plan *topology.Plan) []*share {
 	claims := r.claims()
 	members, of := r.assignees(claims)
 	var tasks []assign.Task
+	stateful := map[task.ID]bool{}
 	for _, t := range plan.Tasks {
-		tasks = append(tasks, assign.Task{
-			TaskID: assign.TaskID{Sub: t.Sub.ID, Partition: t.Partition}, Stateful: t.Sub.Stateful(),
-		})
+		id := task.ID{Sub: t.Sub.ID, Partition: t.Partition}
+		stateful[id] = t.Sub.Stateful()
+		tasks = append(tasks, assign.Task{TaskID: assign.TaskID(id), Stateful: stateful[id]})
 	}
 	result := assign.Assign(members, tasks, assign.Config{
 		Standbys: r.cfg.standbys, AcceptableLag: r.cfg.acceptableLag, MaxWarmups: r.cfg.maxWarmups, Short: r.short(),
@@ -138,13 +139,18 @@ func (r *round) share(plan *topology.Plan) []*share {
 	}
 	for i, given := range result.Shares {
 		s := shares[of[i]]
+		s.standby, s.warmup = taskIDs(given.Standby), taskIDs(given.Warmup)
 		for _, id := range given.Active {
 			id := task.ID(id)
-			if owner, claimed := claims[id]; !claimed || owner == of[i] {
+			owner, claimed := claims[id]
+			switch {
+			case !claimed || owner == of[i]:
 				s.active = append(s.active, id)
+			case stateful[id]: // its state is kept up to date here until the other has given the task back
+				s.standby = append(s.standby, id)
 			}
 		}
-		s.standby, s.warmup = taskIDs(given.Standby), taskIDs(given.Warmup)
+		slices.SortFunc(s.standby, compareTasks)
 		if result.Probe && r.raw[of[i]].MemberID == r.leader {
 			s.probe = r.cfg.probing
 		}

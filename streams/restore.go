@@ -3,6 +3,7 @@ package streams
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -25,6 +26,7 @@ type restorer struct {
 	log    *slog.Logger
 	turns  chan struct{} // one for each task that is restored at a time
 	chunk  int64         // bytes that a restore collects before it writes them
+	aside  bool          // of standbys: what it restores is not run
 
 	mu        sync.Mutex
 	retention map[string]time.Duration // delete.retention.ms of changelogs
@@ -34,15 +36,19 @@ const (
 	bulkRecords   = 100_000     // from which on a restore is written in sorted runs
 	batchBytes    = 512 << 10   // of a batch of a smaller one
 	progressEvery = time.Second // of events and log lines
-	mostL0        = 12          // levels on top of each other from which on restoring waits for compactions
+	mostL0        = 12          // levels on top of each other from which on restoring waits for compactions,
+	mostDebt      = 2 << 30     // and bytes to be compacted,
 	compactWait   = 20 * time.Millisecond
+	longestRelax  = 10 * time.Second // but no longer at a time: a disk that is full compacts nothing
 )
 
-func newRestorer(a *App, source *fetcher, log *slog.Logger) *restorer {
+// newRestorer returns a restorer that holds about bytes of records on their way, in the fetcher and before they are
+// written.
+func newRestorer(a *App, part string, bytes int64) *restorer {
 	turns := max(4, 2*a.config.Workers)
 	return &restorer{
-		app: a, source: source, log: log, turns: make(chan struct{}, turns), chunk: max(1<<20, a.config.memory().restore/int64(turns)),
-		retention: map[string]time.Duration{},
+		app: a, source: newFetcher(a.cluster, a.client(part), true, bytes, a.log), log: a.log, turns: make(chan struct{}, turns),
+		chunk: max(1<<20, bytes/int64(turns)), retention: map[string]time.Duration{},
 	}
 }
 
@@ -75,11 +81,7 @@ func (r *restorer) task(ctx context.Context, id task.ID, plan *topology.PlannedT
 
 // open opens the span of a store.
 func (r *restorer) open(id task.ID, spec *topology.StoreSpec) (*taskStore, error) {
-	spaces := r.app.storage.disk
-	if spec.InMemory {
-		spaces = r.app.storage.memory
-	}
-	space, err := spaces.Open(id.String(), spec.Name, task.LayoutOf(spec))
+	space, err := r.app.storage.spaces(spec).Open(id.String(), spec.Name, task.LayoutOf(spec))
 	if err != nil {
 		return nil, err
 	}
@@ -103,13 +105,16 @@ func limitOf(st *taskStore, inputs []task.Input) int64 {
 	return 0
 }
 
-// store restores one store. What fails because brokers do is tried again.
+// store restores one store. What fails because brokers do is tried again, and goes on where it was.
 func (r *restorer) store(ctx context.Context, id task.ID, st *taskStore, limit int64) error {
 	defer r.app.metrics.restoreEnded(id, st.spec.Name)
 	_, err := retry(ctx, r.log, "restore store "+st.spec.Name+" of task "+id.String(), func(ctx context.Context) (struct{}, error) {
 		job, err := r.begin(ctx, id, st, limit)
 		if err == nil {
 			err = job.restore(ctx)
+		}
+		if errors.Is(err, kerr.OffsetOutOfRange) {
+			err = fmt.Errorf("the changelog was cut off while it was read: %v", err) // so it begins anew, and passes
 		}
 		return struct{}{}, err
 	})
@@ -124,6 +129,7 @@ type restoreJob struct {
 	format  state.Format
 	offset  state.Offset // of what is written, AtEndMs as it was
 	next    int64        // what is read
+	first   int64        // where the reading began
 	end     int64
 	records int64
 	noted   int64 // of records, in the metrics
@@ -133,7 +139,8 @@ type restoreJob struct {
 
 	key, value []byte
 	batch      *state.SpaceBatch
-	run        *sortedRun // for large ones; else nil
+	run        *sortedRun    // for large ones; else nil
+	expiry     *state.Expiry // nil: the store keeps all
 }
 
 // begin finds out from where to where a store has to be read. What lies on disk is used if it belongs to this changelog;
@@ -174,7 +181,7 @@ func (r *restorer) begin(ctx context.Context, id task.ID, st *taskStore, limit i
 
 func (r *restorer) job(id task.ID, st *taskStore, old state.Offset, found bool, facts state.BrokerFacts) (*restoreJob, error) {
 	now := time.Now()
-	j := &restoreJob{restorer: r, id: id, st: st, format: task.FormatOf(st.spec), offset: old, end: facts.End, began: now, told: now}
+	j := r.jobOf(id, st, old, facts.End)
 	if found || !st.space.Empty() {
 		ok, why := state.Usable(old, facts, now)
 		if ok {
@@ -191,6 +198,15 @@ func (r *restorer) job(id task.ID, st *taskStore, old state.Offset, found bool, 
 	j.next = min(facts.LogStart, facts.End)
 	j.offset = state.Offset{TopicID: facts.TopicID, Next: j.next, LeaderEpoch: -1, AtEndMs: now.UnixMilli()}
 	return j, nil
+}
+
+// jobOf returns the job that brings a store from an offset to an end.
+func (r *restorer) jobOf(id task.ID, st *taskStore, at state.Offset, end int64) *restoreJob {
+	now := time.Now()
+	return &restoreJob{
+		restorer: r, id: id, st: st, format: task.FormatOf(st.spec), offset: at, next: at.Next, end: end, began: now, told: now,
+		expiry: task.ExpiryOf(st.spec),
+	}
 }
 
 // bounds returns the first offset of a changelog partition and its high watermark.
@@ -259,18 +275,18 @@ func (j *restoreJob) read(ctx context.Context) error {
 			if f.err != nil {
 				return f.err
 			}
-			if err := j.take(f); err != nil {
+			if err := j.take(ctx, f); err != nil {
 				return err
 			}
 			j.source.settle(d, f.bytes)
 		}
 		j.progress()
 	}
-	return j.write()
+	return j.write(ctx)
 }
 
 // take takes what was read. Of a source topic no more than belongs to the committed offset.
-func (j *restoreJob) take(f fetched) error {
+func (j *restoreJob) take(ctx context.Context, f fetched) error {
 	for i := range f.records {
 		r := &f.records[i]
 		if !j.st.spec.Logged && r.Offset >= j.end {
@@ -288,7 +304,7 @@ func (j *restoreJob) take(f fetched) error {
 		j.next = min(j.next, j.end)
 	}
 	if j.full() {
-		return j.write()
+		return j.write(ctx)
 	}
 	return nil
 }
@@ -299,6 +315,9 @@ func (j *restoreJob) put(r *topology.Input) (err error) {
 	})
 	if err != nil {
 		return err
+	}
+	if j.expiry != nil && j.value != nil {
+		j.expiry.See(j.key)
 	}
 	if j.run != nil {
 		j.run.add(j.key, j.value)
@@ -316,34 +335,43 @@ func (j *restoreJob) full() bool {
 }
 
 // write writes what was collected, and the offset that it reaches to.
-func (j *restoreJob) write() error {
+func (j *restoreJob) write(ctx context.Context) error {
+	if err := j.app.storage.relax(ctx); err != nil {
+		return err
+	}
 	j.offset.Next = j.next
 	if j.run == nil {
+		if j.expiry != nil {
+			if before := j.expiry.Due(); before != nil {
+				j.batch.DeleteRange(nil, before)
+			}
+		}
 		j.batch.SetOffset(j.offset)
 		return j.batch.Apply()
 	}
 	if len(j.run.entries) == 0 {
 		return nil
 	}
-	j.app.storage.relax()
 	err := j.st.space.Ingest(j.offset, j.run.sorted())
 	j.run.reset()
 	return err
 }
 
 func (j *restoreJob) started() {
+	j.first = j.next
 	j.note()
 	s := j.st
 	if j.next < j.end || j.wiped != "" {
-		j.log.Info("restore", "task", j.id.String(), "store", s.spec.Name, "from", j.next, "to", j.end)
+		j.log.Info("restore", "task", j.id.String(), "store", s.spec.Name, "from", j.next, "to", j.end, "standby", j.aside)
 	} else {
 		j.log.Debug("restore: nothing to read", "task", j.id.String(), "store", s.spec.Name, "from", j.next, "to", j.end)
 	}
-	j.app.events.put(RestoreStarted{j.id, s.spec.Name, j.next, j.end, j.wiped})
+	j.app.events.put(RestoreStarted{j.id, s.spec.Name, j.aside, j.next, j.end, j.wiped})
 }
 
 func (j *restoreJob) position() RestoreProgress {
-	return RestoreProgress{j.id, j.st.spec.Name, j.next, j.end, j.records}
+	left := timeLeft(j.next-j.first, j.end-j.next, time.Since(j.began))
+	return RestoreProgress{j.id, j.st.spec.Name, j.aside, j.next, j.end, j.records, left}
 }
 
 // note counts what was read since the last time.
@@ -354,21 +382,31 @@ func (j *restoreJob) note() {
 }
 
 func (j *restoreJob) progress() {
-	if time.Since(j.told) < progressEvery {
+	now := time.Now()
+	if now.Sub(j.told) < progressEvery {
 		return
 	}
-	j.told = time.Now()
+	j.told = now
 	j.note()
-	j.app.events.put(j.position())
-	j.log.Info("restoring", "task", j.id.String(), "store", j.st.spec.Name, "next", j.next, "to", j.end)
+	p := j.position()
+	j.app.events.put(p)
+	j.log.Info("restoring", "task", j.id.String(), "store", j.st.spec.Name, "next", j.next, "to", j.end, "left", p.Left, "standby", j.aside)
+}
+
+// timeLeft estimates how long the rest takes, when what is done took so long. Negative: it is not known.
+func timeLeft(done, rest int64, took time.Duration) time.Duration {
+	if done <= 0 {
+		return -1
+	}
+	return time.Duration(float64(took) * float64(rest) / float64(done)).Round(100 * time.Millisecond)
 }
 
 func (j *restoreJob) finished() {
 	took := time.Since(j.began)
 	j.note()
-	j.app.events.put(RestoreEnded{j.id, j.st.spec.Name, j.records, took})
+	j.app.events.put(RestoreEnded{j.id, j.st.spec.Name, j.aside, j.records, took})
 	if j.records > 0 || j.wiped != "" {
-		j.log.Info("restored", "task", j.id.String(), "store", j.st.spec.Name, "records", j.records, "took", took)
+		j.log.Info("restored", "task", j.id.String(), "store", j.st.spec.Name, "records", j.records, "took", took, "standby", j.aside)
 	}
 }
 

@@ -154,7 +154,9 @@ func (a *App) fenceOwn(ctx context.Context) error {
 func (a *App) launch(plan *topology.Plan) {
 	m := a.config.memory()
 	a.source = newFetcher(a.cluster, a.client("fetch"), a.config.Guarantee == ExactlyOnce, m.fetch, a.log)
-	a.restores = newRestorer(a, newFetcher(a.cluster, a.client("restore"), true, m.restore, a.log), a.log)
+	a.restores = newRestorer(a, "restore", m.restore)
+	a.replicas = newRestorer(a, "standby", m.standby)
+	a.replicas.aside = true
 	internal := map[string]bool{}
 	for _, t := range plan.Internal {
 		if t.Store == "" {
@@ -164,6 +166,7 @@ func (a *App) launch(plan *topology.Plan) {
 	a.purger = newPurger(a.admin, internal, a.log)
 	a.source.start(a.life)
 	a.restores.source.start(a.life)
+	a.replicas.source.start(a.life)
 	a.serving.Go(func() { a.cluster.run(a.life) })
 	a.serving.Go(func() { a.purger.run(a.life) })
 	a.serving.Go(func() { a.flush(a.life) })
@@ -198,7 +201,7 @@ func (a *App) join(ctx context.Context, plan *topology.Plan) error {
 	for _, w := range a.workers {
 		a.working.Go(func() { w.run(a.life) })
 	}
-	a.serving.Go(func() { a.reportLags(a.life) })
+	a.serving.Go(func() { a.reportLags(a.life, lags) })
 	return a.group.start(a.life)
 }
 
@@ -214,18 +217,12 @@ func (a *App) newGroup(plan *topology.Plan) group {
 		},
 		workers: a.config.Workers, rack: a.config.RackID,
 		graph: a.graph, plan: a.planOptions(), topics: slices.Sorted(maps.Keys(plan.Partitions)),
-		standbys: a.config.NumStandbys, acceptableLag: acceptableLag, maxWarmups: maxWarmups, probing: probing,
+		standbys: a.config.NumStandbys, tags: a.config.ClientTags, acceptableLag: a.config.AcceptableLag,
+		maxWarmups: a.config.MaxWarmups, probing: a.config.ProbingInterval,
 		heartbeat: a.config.HeartbeatInterval, session: a.config.SessionTimeout, rebalance: a.config.RebalanceTimeout,
 		options: a.config.clientOptions("group"), admin: a.admin, logger: a.log,
 	})
 }
-
-// Kafka Streams' defaults for warm-ups.
-const (
-	acceptableLag = 10_000           // acceptable.recovery.lag
-	maxWarmups    = 2                // max.warmup.replicas
-	probing       = 10 * time.Minute // probing.rebalance.interval.ms
-)
 
 // fence ends the open transactions of instances that are not in the group any more, once at a time.
 func (a *App) fence(ctx context.Context) {
@@ -292,6 +289,7 @@ func (a *App) close(end context.CancelFunc) error {
 	if a.source != nil {
 		waitFor(ctx, a.source.wait)
 		waitFor(ctx, a.restores.source.wait)
+		waitFor(ctx, a.replicas.source.wait)
 	}
 	if a.admin != nil {
 		a.admin.Close()

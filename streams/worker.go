@@ -511,20 +511,7 @@ func (w *worker) abandon(r *running) {
 	w.order = slices.DeleteFunc(w.order, func(o *running) bool { return o == r })
 	w.meter.closing(r)
 	if r.left != nil {
-		w.forget(r)
 		r.left()
-	}
-}
-
-// forget drops what a task that goes has kept in memory.
-func (w *worker) forget(r *running) {
-	for _, st := range r.order {
-		if st.onDisk {
-			continue
-		}
-		if err := w.app.storage.memory.Remove(r.id.String(), st.spec.Name); err != nil {
-			w.log.Warn("a store in memory was not dropped", "task", r.id.String(), "store", st.spec.Name, "error", err)
-		}
 	}
 }
 

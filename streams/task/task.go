@@ -446,6 +446,15 @@ func FormatOf(s *topology.StoreSpec) state.Format {
 	return state.Timestamped{HeadersOfDeletes: s.HeadersOfDeletes}
 }
 
+// ExpiryOf returns what finds out which entries of a store are too old to be kept while it is written from its changelog,
+// or nil if it keeps all.
+func ExpiryOf(s *topology.StoreSpec) *state.Expiry {
+	if s.Kind != topology.WindowStore && s.Kind != topology.SessionStore {
+		return nil
+	}
+	return &state.Expiry{RetentionMs: s.RetentionMs, SegmentMs: s.SegmentMs, ByStart: s.ByStart}
+}
+
 // LayoutOf returns how a store's keys lie in an engine.
 func LayoutOf(s *topology.StoreSpec) state.Layout {
 	switch s.Kind {
