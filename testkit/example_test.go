@@ -200,7 +200,7 @@ func TestDocs(t *testing.T) {
 	}
 	flat := func(s string) string { return strings.Join(strings.Fields(s), " ") }
 	run := map[string]string{
-		"go":   flat(read("example_test.go") + read("script_test.go") + read("driver_test.go")),
+		"go":   flat(read("example_test.go") + read("script_test.go") + read("driver_test.go") + read("cluster_test.go")),
 		"text": flat(read("testdata/scenarios/tumbling.txt") + read("testdata/scenarios/words.txt")),
 	}
 	blocks := strings.Split(read("../docs/testing.md"), "\n```")
