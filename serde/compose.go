@@ -63,17 +63,27 @@ func (f *funcs[T]) Decode(b []byte) (T, error)             { return f.decode(b) 
 
 // Map makes a serde of T from one of B: to turns a value into what base writes, from turns it back, or says why not.
 func Map[T, B any](base Serde[B], to func(T) B, from func(B) (T, error)) Serde[T] {
-	return &funcs[T]{
-		func(dst []byte, v T) ([]byte, error) { return base.Append(dst, to(v)) },
-		func(b []byte) (T, error) {
-			x, err := base.Decode(b)
-			if err != nil {
-				var zero T
-				return zero, err
-			}
-			return from(x)
-		},
+	m := &mapped[T, B]{base, to, from}
+	if h, ok := base.(HeaderSerde[B]); ok {
+		return &mappedHeaders[T, B]{m, h}
 	}
+	return m
+}
+
+type mapped[T, B any] struct {
+	base Serde[B]
+	to   func(T) B
+	from func(B) (T, error)
+}
+
+func (m *mapped[T, B]) Append(dst []byte, v T) ([]byte, error) { return m.base.Append(dst, m.to(v)) }
+
+func (m *mapped[T, B]) Decode(b []byte) (v T, err error) {
+	x, err := m.base.Decode(b)
+	if err != nil {
+		return v, err
+	}
+	return m.from(x)
 }
 
 // List writes a slice as Kafka's ListSerde does. Items of a fixed size, numbers and uuids: a byte 0, how many are null and

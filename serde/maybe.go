@@ -51,7 +51,12 @@ func AbsentFunc[T any]() func(T) bool {
 
 // Nullable returns the serde of a [Maybe]: present values are written by s, absent is Kafka's null. The functions of a
 // topology whose type is a Maybe see every record, and can return absent.
-func Nullable[T any](s Serde[T]) Serde[Maybe[T]] { return nullable[T]{s} }
+func Nullable[T any](s Serde[T]) Serde[Maybe[T]] {
+	if h, ok := s.(HeaderSerde[T]); ok {
+		return nullableHeaders[T]{nullable[T]{s}, h}
+	}
+	return nullable[T]{s}
+}
 
 type nullable[T any] struct{ of Serde[T] }
 

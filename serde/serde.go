@@ -5,7 +5,6 @@
 package serde
 
 import (
-	"context"
 	"fmt"
 	"reflect"
 	"time"
@@ -21,14 +20,6 @@ type Serde[T any] interface {
 	// Decode reads a value. It must not keep b, nor let the value share its memory: b is reused. An error means that b
 	// is not what Append writes.
 	Decode(b []byte) (T, error)
-}
-
-// TopicSerde is a serde whose bytes depend on the topic, as those of a schema registry do. The runtime asks once per task
-// and topic, before the first record, for the serde to use there.
-type TopicSerde[T any] interface {
-	Serde[T]
-	// ForTopic returns the serde of topic's keys or values. It may do I/O within ctx.
-	ForTopic(ctx context.Context, topic string, isKey bool) (Serde[T], error)
 }
 
 // Default returns the serde that a Go type has by itself, or false: the basic types below, []byte, [time.Time],
@@ -70,9 +61,9 @@ func Default[T any]() (Serde[T], bool) {
 }
 
 // Same reports whether two serdes are known to write the same bytes: they are equal as Go values. Serdes that cannot be
-// compared are not the same.
+// compared are not the same, nor are those that depend on the topic.
 func Same[T any](a, b Serde[T]) bool {
-	if a == nil || b == nil {
+	if a == nil || b == nil || DependsOnTopic(a) {
 		return false
 	}
 	ta, tb := reflect.TypeOf(a), reflect.TypeOf(b)

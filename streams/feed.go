@@ -17,12 +17,12 @@ import (
 // feeder writes records to a topic, and listener reads them, both in bytes.
 type feeder struct {
 	topic   string
-	records func(g *topology.Graph, args []string, partitions int) iter.Seq2[*kgo.Record, error]
+	records func(ctx context.Context, g *topology.Graph, args []string, partitions int) iter.Seq2[*kgo.Record, error]
 }
 
 type listener struct {
 	topic string
-	take  func(g *topology.Graph) func(in *topology.Input) error
+	take  func(ctx context.Context, g *topology.Graph) (func(in *topology.Input) error, error)
 }
 
 // Feed writes records to a topic of the embedded broker when the program runs without --brokers. args are the arguments
@@ -30,8 +30,8 @@ type listener struct {
 // committed and was listened to, the program ends, too: see [Finally]. With --brokers nothing is fed.
 func Feed[K, V any](t topology.Topic[K, V], records func(args []string) iter.Seq2[topology.Record[K, V], error]) MainOption {
 	return mainOption(func(p *program) {
-		p.feeds = append(p.feeds, feeder{t.Name(), func(g *topology.Graph, args []string, partitions int) iter.Seq2[*kgo.Record, error] {
-			return encodeFeed(t, g, records(args), partitions)
+		p.feeds = append(p.feeds, feeder{t.Name(), func(ctx context.Context, g *topology.Graph, args []string, partitions int) iter.Seq2[*kgo.Record, error] {
+			return encodeFeed(ctx, t, g, records(args), partitions)
 		}})
 	})
 }
@@ -40,15 +40,15 @@ func Feed[K, V any](t topology.Topic[K, V], records func(args []string) iter.Seq
 // f is called by one goroutine for all of the topic's partitions.
 func Listen[K, V any](t topology.Topic[K, V], f func(topology.Record[K, V])) MainOption {
 	return mainOption(func(p *program) {
-		p.listeners = append(p.listeners, listener{t.Name(), func(g *topology.Graph) func(in *topology.Input) error {
-			keys, values := g.Serde(t.Keys()), g.Serde(t.Values())
+		p.listeners = append(p.listeners, listener{t.Name(), func(ctx context.Context, g *topology.Graph) (func(in *topology.Input) error, error) {
+			keys, values, err := serdesOf(ctx, g, t)
 			return func(in *topology.Input) error {
 				r, err := decodeListened(keys, values, in)
 				if err == nil {
 					f(r)
 				}
 				return err
-			}
+			}, err
 		}})
 	})
 }
@@ -59,18 +59,33 @@ func Finally(f func() error) MainOption {
 	return mainOption(func(p *program) { p.finally = append(p.finally, f) })
 }
 
-func encodeFeed[K, V any](t topology.Topic[K, V], g *topology.Graph, records iter.Seq2[topology.Record[K, V], error], partitions int) iter.Seq2[*kgo.Record, error] {
-	keys, values := g.Serde(t.Keys()), g.Serde(t.Values())
+// serdesOf returns the serdes of a topic.
+func serdesOf[K, V any](ctx context.Context, g *topology.Graph, t topology.Topic[K, V]) (serde.Serde[K], serde.Serde[V], error) {
+	keys, err := g.SerdeFor(ctx, t.Keys(), t.Name(), true)
+	if err != nil {
+		return nil, nil, err
+	}
+	values, err := g.SerdeFor(ctx, t.Values(), t.Name(), false)
+	return keys, values, err
+}
+
+func encodeFeed[K, V any](ctx context.Context, t topology.Topic[K, V], g *topology.Graph, records iter.Seq2[topology.Record[K, V], error], partitions int) iter.Seq2[*kgo.Record, error] {
+	keys, values, err := serdesOf(ctx, g, t)
 	anywhere := output{partitions: partitions, stickyBytes: stickyBytes}
 	return func(yield func(*kgo.Record, error) bool) {
+		if err != nil {
+			yield(nil, err)
+			return
+		}
 		for r, err := range records {
-			out := &kgo.Record{Topic: t.Name(), Timestamp: r.Timestamp, Headers: toHeaders(r.Headers)}
+			out := &kgo.Record{Topic: t.Name(), Timestamp: r.Timestamp}
 			if err == nil && !r.NoKey {
-				out.Key, err = keys.Append([]byte{}, r.Key)
+				out.Key, r.Headers, err = serde.AppendRecord(keys, []byte{}, r.Key, r.Headers)
 			}
 			if err == nil && !r.NoValue {
-				out.Value, err = values.Append([]byte{}, r.Value)
+				out.Value, r.Headers, err = serde.AppendRecord(values, []byte{}, r.Value, r.Headers)
 			}
+			out.Headers = toHeaders(r.Headers)
 			to, chosen := t.Choose(topology.Maybe[K]{Value: r.Key, OK: !r.NoKey}, topology.Maybe[V]{Value: r.Value, OK: !r.NoValue}, partitions)
 			switch {
 			case chosen && len(to) > 0:
@@ -92,12 +107,12 @@ func decodeListened[K, V any](keys serde.Serde[K], values serde.Serde[V], in *to
 		Timestamp: time.UnixMilli(in.Timestamp).UTC(), Headers: in.Headers, NoKey: in.Key == nil, NoValue: in.Value == nil,
 	}
 	if !r.NoKey {
-		if r.Key, err = keys.Decode(in.Key); err != nil {
+		if r.Key, err = serde.DecodeRecord(keys, in.Key, in.Headers); err != nil {
 			return r, fmt.Errorf("key: %w", err)
 		}
 	}
 	if !r.NoValue {
-		if r.Value, err = values.Decode(in.Value); err != nil {
+		if r.Value, err = serde.DecodeRecord(values, in.Value, in.Headers); err != nil {
 			return r, fmt.Errorf("value: %w", err)
 		}
 	}
@@ -113,7 +128,7 @@ func (p *program) feed(ctx context.Context, c Config, args []string) error {
 	defer client.Close()
 	for _, f := range p.feeds {
 		var failed error
-		for r, err := range f.records(p.graph, args, p.partitions) {
+		for r, err := range f.records(ctx, p.graph, args, p.partitions) {
 			if err != nil {
 				return fmt.Errorf("feed topic %q: %w", f.topic, err)
 			}
@@ -156,7 +171,9 @@ func (p *program) listen(ctx context.Context, a *App, fromStart bool) (*listenin
 		if t == nil {
 			return nil, fmt.Errorf("listen to topic %q: it does not exist", x.topic)
 		}
-		l.takes[x.topic] = x.take(p.graph)
+		if l.takes[x.topic], err = x.take(ctx, p.graph); err != nil {
+			return nil, fmt.Errorf("listen to topic %q: %w", x.topic, err)
+		}
 		for i := range t.leaders {
 			at[topicPartition{x.topic, int32(i)}] = listLatest
 			if fromStart {

@@ -105,7 +105,8 @@ type ClusterInput[K, V any] struct {
 
 // Input returns the input of a topic.
 func (c *Cluster) Input[K, V any](t topology.Topic[K, V]) ClusterInput[K, V] {
-	return ClusterInput[K, V]{c, t, c.graph.Serde(t.Keys()), c.graph.Serde(t.Values())}
+	c.t.Helper()
+	return ClusterInput[K, V]{c, t, serdeFor(c.t, c.graph, t.Keys(), t.Name(), true), serdeFor(c.t, c.graph, t.Values(), t.Name(), false)}
 }
 
 // Send sends a record with the time of the clock, and returns when the broker has it. It goes where the topic's
@@ -127,12 +128,12 @@ func (in ClusterInput[K, V]) SendRecord(r topology.Record[K, V]) {
 	if r.Timestamp.IsZero() {
 		r.Timestamp = time.Now()
 	}
-	key, err := encode(in.keys, r.Key, r.NoKey)
+	key, headers, err := encode(in.keys, r.Key, r.NoKey, r.Headers)
 	in.check(err)
-	value, err := encode(in.values, r.Value, r.NoValue)
+	value, headers, err := encode(in.values, r.Value, r.NoValue, headers)
 	in.check(err)
 	record := kgo.Record{Topic: in.topic.Name(), Key: key, Value: value, Timestamp: r.Timestamp}
-	for h := range r.Headers.All() {
+	for h := range headers.All() {
 		record.Headers = append(record.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
 	}
 	n := len(in.c.broker.PartitionInfos(record.Topic))
@@ -169,7 +170,8 @@ type ClusterOutput[K, V any] struct {
 
 // Output returns the output of a topic.
 func (c *Cluster) Output[K, V any](t topology.Topic[K, V]) ClusterOutput[K, V] {
-	return ClusterOutput[K, V]{c, t.Name(), c.graph.Serde(t.Keys()), c.graph.Serde(t.Values())}
+	c.t.Helper()
+	return ClusterOutput[K, V]{c, t.Name(), serdeFor(c.t, c.graph, t.Keys(), t.Name(), true), serdeFor(c.t, c.graph, t.Values(), t.Name(), false)}
 }
 
 // All returns all committed records of the topic, from its beginning: those of a partition in their order.
@@ -236,12 +238,12 @@ func (out ClusterOutput[K, V]) decode(records []*kgo.Record) []topology.Record[K
 		}
 		var err error
 		if !r.NoKey {
-			if r.Key, err = out.keys.Decode(k.Key); err != nil {
+			if r.Key, err = serde.DecodeRecord(out.keys, k.Key, r.Headers); err != nil {
 				out.c.t.Fatalf("read topic %q: key %q: %v", out.name, k.Key, err)
 			}
 		}
 		if !r.NoValue {
-			if r.Value, err = out.values.Decode(k.Value); err != nil {
+			if r.Value, err = serde.DecodeRecord(out.values, k.Value, r.Headers); err != nil {
 				out.c.t.Fatalf("read topic %q: value %q: %v", out.name, k.Value, err)
 			}
 		}

@@ -151,7 +151,7 @@ func (c *Case) Topic[K, V any](t topology.Topic[K, V]) {
 			return in.sendText(r)
 		},
 		print: func(d *Driver, p Produced) string {
-			keys, values := d.graph.Serde(t.Keys()), d.graph.Serde(t.Values())
+			keys, values := d.keysOf(t.Keys(), t.Name()), d.valuesOf(t.Values(), t.Name())
 			f := formOf(d.c.start, keys)
 			return f.record(textOf(f, keys, p.Key), textOf(f, values, p.Value), p.Timestamp, p.Headers)
 		},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 
+	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/topology"
 )
@@ -24,7 +25,7 @@ func (d *Driver) KeyValue[K, V any](s state.KeyValue[K, V]) state.KeyValueStore[
 	if len(all) == 0 {
 		d.noStore(s.Name)
 	}
-	return state.OpenKeyValue(all, d.graph.Serde(s.Key), d.graph.Serde(s.Value), d.keyValueEnv(s.Name))
+	return state.OpenKeyValue(all, d.storeKeys(s.Name, s.Key), d.storeValues(s.Name, s.Value), d.keyValueEnv(s.Name))
 }
 
 // Window opens a window store of the topology, to be read or filled. Over several partitions, say which:
@@ -78,14 +79,14 @@ func (p PartitionStores) KeyValue[K, V any](s state.KeyValue[K, V]) state.KeyVal
 		_, u := p.find(s.Name)
 		st = u.Store(s.Name)
 	}
-	return state.OpenKeyValue(st, p.d.graph.Serde(s.Key), p.d.graph.Serde(s.Value), p.d.keyValueEnv(s.Name))
+	return state.OpenKeyValue(st, p.d.storeKeys(s.Name, s.Key), p.d.storeValues(s.Name, s.Value), p.d.keyValueEnv(s.Name))
 }
 
 // Window opens a window store, to be read or filled.
 func (p PartitionStores) Window[K, V any](s state.Window[K, V]) state.WindowStore[K, V] {
 	p.d.t.Helper()
 	spec, u := p.find(s.Name)
-	keys, values := p.d.graph.Serde(s.Key), p.d.graph.Serde(s.Value)
+	keys, values := p.d.storeKeys(s.Name, s.Key), p.d.storeValues(s.Name, s.Value)
 	return state.OpenWindow(u.Windows(s.Name), keys, values, spec.WindowMs, spec.Timestamped, p.d.storeEnv())
 }
 
@@ -93,14 +94,14 @@ func (p PartitionStores) Window[K, V any](s state.Window[K, V]) state.WindowStor
 func (p PartitionStores) Session[K, V any](s state.Session[K, V]) state.SessionStore[K, V] {
 	p.d.t.Helper()
 	_, u := p.find(s.Name)
-	return state.OpenSession(u.Sessions(s.Name), p.d.graph.Serde(s.Key), p.d.graph.Serde(s.Value), p.d.storeEnv())
+	return state.OpenSession(u.Sessions(s.Name), p.d.storeKeys(s.Name, s.Key), p.d.storeValues(s.Name, s.Value), p.d.storeEnv())
 }
 
 // Versioned opens a versioned store, to be read or filled.
 func (p PartitionStores) Versioned[K, V any](s state.Versioned[K, V]) state.VersionedStore[K, V] {
 	p.d.t.Helper()
 	_, u := p.find(s.Name)
-	return state.OpenVersioned(u.Versions(s.Name), p.d.graph.Serde(s.Key), p.d.graph.Serde(s.Value), p.d.storeEnv())
+	return state.OpenVersioned(u.Versions(s.Name), p.d.storeKeys(s.Name, s.Key), p.d.storeValues(s.Name, s.Value), p.d.storeEnv())
 }
 
 // find returns a store's declaration and the task that has it.
@@ -124,6 +125,27 @@ func (d *Driver) noStore(name string) {
 		names = append(names, s.Name)
 	}
 	d.t.Fatalf("store %q: no task has it; there are: %q%s", name, names, d.context())
+}
+
+// storeKeys and storeValues return the serdes of a store.
+func (d *Driver) storeKeys[K any](name string, s serde.Serde[K]) serde.Serde[K] {
+	d.t.Helper()
+	return d.keysOf(s, d.changelog(name))
+}
+
+func (d *Driver) storeValues[V any](name string, s serde.Serde[V]) serde.Serde[V] {
+	d.t.Helper()
+	return d.valuesOf(s, d.changelog(name))
+}
+
+// changelog returns the topic that a store's serdes are made for.
+func (d *Driver) changelog(store string) string {
+	for _, s := range d.graph.Stores() {
+		if s.Name == store && s.Source != "" {
+			return s.Source
+		}
+	}
+	return d.name(store+"-changelog", true)
 }
 
 // keyValueEnv is storeEnv for a key-value store.

@@ -260,7 +260,8 @@ func bytesOf[T any](f textForm, s serde.Serde[T], text string) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return encode(s, v, false)
+	b, _, err := encode(s, v, false, serde.Headers{})
+	return b, err
 }
 
 // textOf prints the bytes of a key or value: as bytes, if the serde cannot read them.

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,7 +25,8 @@ type Input[K, V any] struct {
 
 // Input returns the input of a topic that the topology reads.
 func (d *Driver) Input[K, V any](t topology.Topic[K, V]) Input[K, V] {
-	return Input[K, V]{d, t, d.graph.Serde(t.Keys()), d.graph.Serde(t.Values()), -1}
+	d.t.Helper()
+	return Input[K, V]{d, t, d.keysOf(t.Keys(), t.Name()), d.valuesOf(t.Values(), t.Name()), -1}
 }
 
 // Partition returns an input that sends to one partition. By default a record goes where the topic's partitioner says,
@@ -58,11 +60,11 @@ func (in Input[K, V]) SendRecord(r topology.Record[K, V]) {
 	if r.Timestamp.IsZero() {
 		r.Timestamp = in.d.now
 	}
-	key, err := encode(in.keys, r.Key, r.NoKey)
+	key, headers, err := encode(in.keys, r.Key, r.NoKey, r.Headers)
 	in.check(err)
-	value, err := encode(in.values, r.Value, r.NoValue)
+	value, headers, err := encode(in.values, r.Value, r.NoValue, headers)
 	in.check(err)
-	sent := topology.Input{Key: key, Value: value, Timestamp: r.Timestamp.UnixMilli(), Headers: r.Headers}
+	sent := topology.Input{Key: key, Value: value, Timestamp: r.Timestamp.UnixMilli(), Headers: headers}
 	to, chosen := in.topic.Choose(topology.Maybe[K]{Value: r.Key, OK: key != nil},
 		topology.Maybe[V]{Value: r.Value, OK: value != nil}, in.d.partitions(in.topic.Name()))
 	if in.partition >= 0 || !chosen {
@@ -112,11 +114,31 @@ func (in Input[K, V]) check(err error) {
 	}
 }
 
-func encode[T any](s serde.Serde[T], v T, none bool) ([]byte, error) {
+func encode[T any](s serde.Serde[T], v T, none bool, h serde.Headers) ([]byte, serde.Headers, error) {
 	if none || absent(v) {
-		return nil, nil
+		return nil, h, nil
 	}
-	return s.Append([]byte{}, v)
+	return serde.AppendRecord(s, []byte{}, v, h)
+}
+
+// keysOf and valuesOf return the serdes of a topic's keys and values.
+func (d *Driver) keysOf[K any](s serde.Serde[K], topic string) serde.Serde[K] {
+	d.t.Helper()
+	return serdeFor(d.t, d.graph, s, topic, true)
+}
+
+func (d *Driver) valuesOf[V any](s serde.Serde[V], topic string) serde.Serde[V] {
+	d.t.Helper()
+	return serdeFor(d.t, d.graph, s, topic, false)
+}
+
+func serdeFor[T any](t testing.TB, g *topology.Graph, s serde.Serde[T], topic string, isKey bool) serde.Serde[T] {
+	t.Helper()
+	of, err := g.SerdeFor(t.Context(), s, topic, isKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return of
 }
 
 // absent tells whether v is a Maybe that stands for Kafka's null.
@@ -136,7 +158,8 @@ type Output[K, V any] struct {
 
 // Output returns the output of a topic that the topology writes.
 func (d *Driver) Output[K, V any](t topology.Topic[K, V]) Output[K, V] {
-	return Output[K, V]{d, t.Name(), d.graph.Serde(t.Keys()), d.graph.Serde(t.Values()), -1}
+	d.t.Helper()
+	return Output[K, V]{d, t.Name(), d.keysOf(t.Keys(), t.Name()), d.valuesOf(t.Values(), t.Name()), -1}
 }
 
 // Partition returns an output that reads one partition alone. Kafka orders the records of a partition; the order between
@@ -173,12 +196,12 @@ func (out Output[K, V]) decode(p Produced) topology.Record[K, V] {
 	r := topology.Record[K, V]{Timestamp: p.Timestamp, Headers: p.Headers, NoKey: p.Key == nil, NoValue: p.Value == nil}
 	var err error
 	if !r.NoKey {
-		if r.Key, err = out.keys.Decode(p.Key); err != nil {
+		if r.Key, err = serde.DecodeRecord(out.keys, p.Key, p.Headers); err != nil {
 			out.d.t.Fatalf("read topic %q: key %q: %v", out.name, p.Key, err)
 		}
 	}
 	if !r.NoValue {
-		if r.Value, err = out.values.Decode(p.Value); err != nil {
+		if r.Value, err = serde.DecodeRecord(out.values, p.Value, p.Headers); err != nil {
 			out.d.t.Fatalf("read topic %q: value %q: %v", out.name, p.Value, err)
 		}
 	}

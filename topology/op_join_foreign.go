@@ -282,8 +282,9 @@ func partitionOf[K any](c *Chain, topic string, keys serde.Serde[K], key []byte,
 // linkSend makes the node that tells the other table's side which key a row asks for.
 func (j *foreignJoin[K, V, F, W, R]) linkSend(c *Chain, n *node) any {
 	next, null := next[F, subscription](c, n), serde.AbsentFunc[F]()
-	rowKeys, rowValues := j.left.serdes(c.g.reg)
-	keys, _ := j.right.serdes(c.g.reg)
+	rowKeys, rowValues := j.left.serdesFor(c, j.response)
+	rawKeys, rawValues := j.left.rawBytes(c)
+	keys, _ := j.right.serdesFor(c, j.request)
 	// foreign returns the foreign key of a row, and its bytes, nil for none.
 	foreign := func(k K, v V, none bool) (f F, b []byte, err error) {
 		if none {
@@ -315,11 +316,11 @@ func (j *foreignJoin[K, V, F, W, R]) linkSend(c *Chain, n *node) any {
 			return c.failed(n, EncodeError, err)
 		}
 		s := subscription{subscriber: subscriber{noHash: r.noNew, partition: c.Partition}}
-		if s.key, err = bytesOf(c, rowKeys, r.key, r.rawKey, true); err != nil {
+		if s.key, err = bytesOf(c, rowKeys, r.key, r.rawKey, rawKeys); err != nil {
 			return c.failed(n, EncodeError, fmt.Errorf("key: %w", err))
 		}
 		if !r.noNew {
-			b, err := bytesOf(c, rowValues, r.new, r.rawNew, true)
+			b, err := bytesOf(c, rowValues, r.new, r.rawNew, rawValues)
 			if err != nil {
 				return c.failed(n, EncodeError, fmt.Errorf("value: %w", err))
 			}
@@ -359,7 +360,7 @@ func (j *foreignJoin[K, V, F, W, R]) linkSend(c *Chain, n *node) any {
 
 // linkRequest makes the sink of the registration topic.
 func (j *foreignJoin[K, V, F, W, R]) linkRequest(c *Chain, n *node) any {
-	keys, _ := j.right.serdes(c.g.reg)
+	keys, _ := j.right.serdesFor(c, j.request)
 	return guarded(c, n, func(r rec[F, subscription]) error {
 		out := Output{Topic: j.request, Key: r.rawKey, Timestamp: r.ts, Headers: c.snapshot(r.headers), Internal: true, Partition: -1, node: n}
 		out.Value = c.out.arena.keep(r.value.append(c.out.arena.tail()))
@@ -378,7 +379,7 @@ func (j *foreignJoin[K, V, F, W, R]) linkRequest(c *Chain, n *node) any {
 // linkRequests makes the heads of the registration topic's source.
 func (j *foreignJoin[K, V, F, W, R]) linkRequests(c *Chain, n *node) any {
 	next := next[F, subscription](c, n)
-	keys, _ := j.right.serdes(c.g.reg)
+	keys, _ := j.right.serdesFor(c, j.request)
 	return headOf(c, n, func(in *Input) (r rec[F, subscription], err error) {
 		r.rawKey, r.noKey = in.Key, in.Key == nil
 		if !r.noKey {
@@ -458,7 +459,9 @@ func (j *foreignJoin[K, V, F, W, R]) linkAnswer(c *Chain, n *node) any {
 // linkSpread makes the node that tells a change of the other table to all rows that ask for its key.
 func (j *foreignJoin[K, V, F, W, R]) linkSpread(c *Chain, n *node) any {
 	respond, st := responder[W](c, n), c.store(j.store.Name)
-	keys, values := j.right.serdes(c.g.reg)
+	keys, _ := j.right.serdesFor(c, j.request)
+	_, values := j.right.serdesFor(c, j.response)
+	rawKeys, rawValues := j.right.rawBytes(c)
 	var prefix []byte
 	return guardedChange(c, n, func(r change[F, W]) error {
 		switch {
@@ -467,12 +470,15 @@ func (j *foreignJoin[K, V, F, W, R]) linkSpread(c *Chain, n *node) any {
 		case j.versions.right && r.outOfOrder:
 			return c.dropped(n, DropOutOfOrder)
 		}
-		foreign, err := bytesOf(c, keys, r.key, r.rawKey, true)
+		foreign, err := bytesOf(c, keys, r.key, r.rawKey, rawKeys)
 		if err != nil {
 			return c.failed(n, EncodeError, fmt.Errorf("key: %w", err))
 		}
 		prefix = appendForeignKey(prefix[:0], foreign)
-		a := response[W]{value: r.new, raw: r.rawNew, noValue: r.noNew, ts: r.ts, headers: r.headers}
+		a := response[W]{value: r.new, noValue: r.noNew, ts: r.ts, headers: r.headers}
+		if rawValues {
+			a.raw = r.rawNew
+		}
 		it := st.Scan(prefix, state.PrefixEnd(prefix), false)
 		for err == nil && it.Next() {
 			var s subscription
@@ -509,8 +515,8 @@ func responder[W any](c *Chain, n *node) forwardResponse[W] {
 
 // linkResponse makes the sink of the response topic.
 func (j *foreignJoin[K, V, F, W, R]) linkResponse(c *Chain, n *node) any {
-	keys, _ := j.left.serdes(c.g.reg)
-	_, values := j.right.serdes(c.g.reg)
+	keys, _ := j.left.serdesFor(c, j.response)
+	_, values := j.right.serdesFor(c, j.response)
 	write := func(r response[W]) (out Output, err error) {
 		out = Output{Topic: j.response, Key: r.key, Timestamp: r.ts, Headers: c.snapshot(r.headers), Internal: true, Partition: r.partition, node: n}
 		b := r.appendHead(c.out.arena.tail(), responseVersion)
@@ -550,8 +556,8 @@ func (j *foreignJoin[K, V, F, W, R]) linkResponse(c *Chain, n *node) any {
 // linkResponses makes the heads of the response topic's source.
 func (j *foreignJoin[K, V, F, W, R]) linkResponses(c *Chain, n *node) any {
 	next := next[K, response[W]](c, n)
-	keys, _ := j.left.serdes(c.g.reg)
-	_, values := j.right.serdes(c.g.reg)
+	keys, _ := j.left.serdesFor(c, j.response)
+	_, values := j.right.serdesFor(c, j.response)
 	return headOf(c, n, func(in *Input) (r rec[K, response[W]], err error) {
 		r.rawKey = in.Key
 		if in.Key == nil {
@@ -593,11 +599,16 @@ func decodeResponse[W any](values serde.Serde[W], b []byte) (r response[W], err 
 // linkResolve makes the node that joins an answer with the row that asked, unless the row has changed since.
 func (j *foreignJoin[K, V, F, W, R]) linkResolve(c *Chain, n *node) any {
 	next, get, null := next[K, R](c, n), j.left.view(c), serde.AbsentFunc[R]()
-	_, values := j.left.serdes(c.g.reg)
+	_, values := j.left.serdesFor(c, j.response)
+	rawKeys, _ := j.left.rawBytes(c)
 	var scratch []byte
 	return guarded(c, n, func(r rec[K, response[W]]) error {
 		c.at = n
-		row, _, ok, err := get(r.key, r.rawKey)
+		raw := r.rawKey
+		if !rawKeys {
+			raw = nil
+		}
+		row, _, ok, err := get(r.key, raw)
 		if err != nil {
 			return c.failed(n, ProcessingError, err)
 		}

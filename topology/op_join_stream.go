@@ -133,12 +133,12 @@ func (j *streamJoin[K, V, W, R]) build(x *build, left Stream[K, V], right Stream
 
 	keepLeft := &vertex{name: thisWindowed}
 	keepLeft.write = func(v *vertex) {
-		x.addProcessor(v.name, v.parentNames(), o.policy, linkKeep(j.left, left.keys, j.keys, j.values), j.left)
+		x.addProcessor(v.name, v.parentNames(), o.policy, linkKeep(j.left, j.left, left.keys, j.keys, j.values), j.left)
 	}
 	x.connect(keepLeft, a.v)
 	keepRight := &vertex{name: otherWindowed}
 	keepRight.write = func(v *vertex) {
-		x.addProcessor(v.name, v.parentNames(), o.policy, linkKeep(j.right, right.keys, j.keys, j.others), j.right)
+		x.addProcessor(v.name, v.parentNames(), o.policy, linkKeep(j.right, j.left, right.keys, j.keys, j.others), j.right)
 	}
 	x.connect(keepRight, b.v)
 
@@ -219,12 +219,13 @@ func (j *streamJoin[K, V, W, R]) stores(other *StoreSpec) []*StoreSpec {
 	return []*StoreSpec{other, j.waiting}
 }
 
-// linkKeep makes the node that keeps one side's records: each is passed on to be joined, and stored after. from is the
-// serde that keys come with.
-func linkKeep[K, V any](spec *StoreSpec, from, keys serde.Serde[K], values serde.Serde[V]) func(c *Chain, n *node) any {
+// linkKeep makes the node that keeps one side's records: each is passed on to be joined, and stored after. Keys have the
+// same bytes in all stores of a join, those for the store keyed. from is the serde that they come with.
+func linkKeep[K, V any](spec, keyed *StoreSpec, from, keys serde.Serde[K], values serde.Serde[V]) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
 		next, st := pass[K, V](c, n), c.windowStore(spec)
-		keys, values := serdeOf(c.g.reg, keys), serdeOf(c.g.reg, values)
+		rawValue := !serde.DependsOnTopic(serdeOf(c.g.reg, values))
+		keys, values := c.storeKeys(keyed, keys), c.storeValues(spec, values)
 		same := serde.Same(keys, serdeOf(c.g.reg, from))
 		return forward[K, V](func(r rec[K, V]) error {
 			if err := next(r); err != nil || r.noKey {
@@ -236,7 +237,7 @@ func linkKeep[K, V any](spec *StoreSpec, from, keys serde.Serde[K], values serde
 			}
 			var value []byte
 			if !r.noValue {
-				if value, err = bytesOf(c, values, r.value, r.rawValue, true); err != nil {
+				if value, err = bytesOf(c, values, r.value, r.rawValue, rawValue); err != nil {
 					return c.failed(n, EncodeError, fmt.Errorf("value of store: %w", err))
 				}
 			}
@@ -283,9 +284,13 @@ type streamSide[K, V, W, R any] struct {
 func linkStreamSide[K, A, B, V, W, R any](j *streamJoin[K, A, B, R], side streamSide[K, V, W, R], from serde.Serde[K],
 	values serde.Serde[V], others serde.Serde[W]) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
+		own := j.left
+		if side.other == j.left {
+			own = j.right
+		}
 		s := &sideRun[K, V, W, R]{
 			streamSide: side, c: c, n: n, next: next[K, R](c, n), null: serde.AbsentFunc[R](), clock: c.joinClock(j.left),
-			st: c.windowStore(side.other), keys: serdeOf(c.g.reg, j.keys), values: serdeOf(c.g.reg, values), others: serdeOf(c.g.reg, others),
+			st: c.windowStore(side.other), keys: c.storeKeys(j.left, j.keys), values: c.storeValues(own, values), others: c.storeValues(side.other, others),
 			grace: j.w.Grace.Milliseconds(), reach: [2]int64{j.w.Before.Milliseconds(), j.w.After.Milliseconds()},
 		}
 		s.same = serde.Same(s.keys, serdeOf(c.g.reg, from))
@@ -559,7 +564,7 @@ func (s *sideRun[K, V, W, R]) sendList(key, list []byte, ts int64, h Headers, se
 func (j *streamJoin[K, V, W, R]) linkSelf(from serde.Serde[K]) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
 		next, null, st := next[K, R](c, n), serde.AbsentFunc[R](), c.windowStore(j.left)
-		keys, values := serdeOf(c.g.reg, j.keys), serdeOf(c.g.reg, j.values)
+		keys, values := c.storeKeys(j.left, j.keys), c.storeValues(j.left, j.values)
 		same := serde.Same(keys, serdeOf(c.g.reg, from))
 		right, ok := any(func(v V) V { return v }).(func(V) W)
 		if !ok {

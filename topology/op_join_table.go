@@ -191,7 +191,7 @@ type waiting[K, V any] struct {
 // passes them to join then. A record that is older already is passed on at once.
 func graceBuffer[K, V any](c *Chain, n *node, s Stream[K, V], spec *StoreSpec, graceMs int64, join forward[K, V]) forward[K, V] {
 	w := &waiting[K, V]{
-		c: c, n: n, st: c.store(spec.Name), keys: serdeOf(c.g.reg, s.keys), values: serdeOf(c.g.reg, s.values),
+		c: c, n: n, st: c.store(spec.Name), keys: c.storeKeys(spec, s.keys), values: c.storeValues(spec, s.values),
 		time: c.register(-1), seq: c.register(-1), topics: topicNames{},
 	}
 	return func(r rec[K, V]) error {

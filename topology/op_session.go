@@ -91,9 +91,10 @@ func (c *Chain) sessionStore(s *StoreSpec) *state.Sessions {
 }
 
 func openSessionRows[K, V any](c *Chain, t table[Windowed[K], V], info *tableInfo) *sessionRows[K, V] {
-	s := &sessionRows[K, V]{c: c, st: c.cachedSessions(info.spec), keys: innerKeys(c.g.reg, t)}
+	s := &sessionRows[K, V]{c: c, st: c.cachedSessions(info.spec), keys: c.storeKeys(info.spec, innerKeys(c.g.reg, t))}
 	s.tagged = info.spec.HeadersOfDeletes
-	_, s.values = t.serdes(c.g.reg)
+	_, values := t.serdes(c.g.reg)
+	s.values = c.storeValues(info.spec, values)
 	return s
 }
 

@@ -142,10 +142,17 @@ type suppressor[K, V any] struct {
 func linkSuppress[K, V any](t table[K, V], s suppression, end func(K) int64) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
 		x := &suppressor[K, V]{
-			suppression: s, c: c, n: n, buf: openHeld(c, s.spec), keys: serdeOf(c.g.reg, t.keys), values: serdeOf(c.g.reg, t.values),
+			suppression: s, c: c, n: n, buf: openHeld(c, s.spec), keys: c.storeKeys(s.spec, t.keys), values: c.storeValues(s.spec, t.values),
 			time: c.register(-1), next: nextChange[K, V](c, n), topics: map[string]string{},
 		}
+		rawKeys, rawValues := t.rawBytes(c)
 		return guardedChange(c, n, func(r change[K, V]) error {
+			if !rawKeys {
+				r.rawKey = nil
+			}
+			if !rawValues {
+				r.rawNew = nil
+			}
 			now := x.time.raise(r.ts)
 			at := r.ts
 			if end != nil {

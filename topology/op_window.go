@@ -61,9 +61,10 @@ func keepWindows[K, V any](c *Chain, n *node, t table[Windowed[K], V], info *tab
 }
 
 func openWindowRows[K, V any](c *Chain, t table[Windowed[K], V], info *tableInfo) *windowRows[K, V] {
-	s := &windowRows[K, V]{c: c, st: c.cachedWindows(info.spec), keys: innerKeys(c.g.reg, t)}
+	s := &windowRows[K, V]{c: c, st: c.cachedWindows(info.spec), keys: c.storeKeys(info.spec, innerKeys(c.g.reg, t))}
 	s.tagged = info.spec.HeadersOfDeletes
-	_, s.values = t.serdes(c.g.reg)
+	_, values := t.serdes(c.g.reg)
+	s.values = c.storeValues(info.spec, values)
 	return s
 }
 

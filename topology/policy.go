@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/eddyline/eddyline/serde"
 )
 
 // Class says at what a record failed.
@@ -116,6 +118,9 @@ func (c *Chain) failed(n *node, class Class, cause error) error {
 		return ended
 	}
 	f := c.failure(n, class, cause)
+	if errors.Is(cause, serde.ErrUnavailable) { // the record is not to blame
+		return &StepError{f, Fail}
+	}
 	action := c.policy(n, class).decide(c.Context, f)
 	switch {
 	case c.flushing: // what many records have done is on its way: none of it can be rolled back alone

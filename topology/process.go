@@ -201,21 +201,21 @@ func hasUser(s *StoreSpec, n *node) bool {
 // KeyValue opens a key-value store that the processor uses. Opening one that it is not connected to is its failure.
 func (x *processorContext) KeyValue[K, V any](s state.KeyValue[K, V]) state.KeyValueStore[K, V] {
 	st, spec := x.store(s.Name)
-	keys, values := serdeOf(x.c.g.reg, s.Key), serdeOf(x.c.g.reg, s.Value)
+	keys, values := x.c.storeKeys(spec, s.Key), x.c.storeValues(spec, s.Value)
 	return state.OpenKeyValue(st, keys, values, x.c.storeEnv(spec))
 }
 
 // Window opens a window store that the processor uses. Opening one that it is not connected to is its failure.
 func (x *processorContext) Window[K, V any](s state.Window[K, V]) state.WindowStore[K, V] {
 	_, spec := x.store(s.Name)
-	keys, values := serdeOf(x.c.g.reg, s.Key), serdeOf(x.c.g.reg, s.Value)
+	keys, values := x.c.storeKeys(spec, s.Key), x.c.storeValues(spec, s.Value)
 	return state.OpenWindow(x.c.cachedWindows(spec), keys, values, spec.WindowMs, spec.Timestamped, x.c.storeEnv(spec))
 }
 
 // Session opens a session store that the processor uses. Opening one that it is not connected to is its failure.
 func (x *processorContext) Session[K, V any](s state.Session[K, V]) state.SessionStore[K, V] {
 	_, spec := x.store(s.Name)
-	keys, values := serdeOf(x.c.g.reg, s.Key), serdeOf(x.c.g.reg, s.Value)
+	keys, values := x.c.storeKeys(spec, s.Key), x.c.storeValues(spec, s.Value)
 	return state.OpenSession(x.c.cachedSessions(spec), keys, values, x.c.storeEnv(spec))
 }
 

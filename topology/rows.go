@@ -44,7 +44,7 @@ func openRows[K, V any](c *Chain, t table[K, V], info *tableInfo) *rows[K, V] {
 		s.st = c.store(info.spec.Name)
 	}
 	s.logged, s.tagged = info.spec.Logged, info.spec.HeadersOfDeletes
-	s.keys, s.values = t.serdes(c.g.reg)
+	s.keys, s.values = t.storeSerdes(c, info.spec)
 	return s
 }
 

@@ -54,12 +54,16 @@ func addSink[K, V any](x *build, name string, t Topic[K, V], dynamic func(*Chain
 func linkSink[K, V any](t Topic[K, V], dynamic func(*Chain, Record[K, V]) string, keys serde.Serde[K], values serde.Serde[V], internal bool) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
 		w := newWriter(c, t, keys, values, internal)
+		others := &writers[K, V]{first: w, made: map[string]writer[K, V]{}}
 		return guarded(c, n, func(r rec[K, V]) error {
 			c.at = n
 			w := w
 			if dynamic != nil {
-				if topic := dynamic(c, r.public()); topic != "" {
-					w.topic.name = topic
+				if topic := dynamic(c, r.public()); topic != "" && topic != t.name {
+					var err error
+					if w, err = others.to(topic); err != nil {
+						return c.failed(n, EncodeError, err)
+					}
 				}
 			}
 			err := w.write(n, r)
@@ -77,19 +81,56 @@ type writer[K, V any] struct {
 	topic          Topic[K, V]
 	keys           serde.Serde[K]
 	values         serde.Serde[V]
+	withKey        serde.HeaderSerde[K] // keys, where they use headers
+	withValue      serde.HeaderSerde[V]
 	rawKey, rawVal bool // the stream's bytes are the topic's
 	suffix         int  // bytes of a windowed key that do not count for its partition
 	internal       bool
 }
 
 func newWriter[K, V any](c *Chain, t Topic[K, V], keys serde.Serde[K], values serde.Serde[V], internal bool) writer[K, V] {
-	w := writer[K, V]{c: c, topic: t, keys: serdeOf(c.g.reg, t.keys), values: serdeOf(c.g.reg, t.values), internal: internal}
+	w := writer[K, V]{c: c, topic: t, keys: c.keysOf(t.name, internal, t.keys), values: c.valuesOf(t.name, internal, t.values), internal: internal}
+	w.useHeaders()
 	w.rawKey = serde.Same(w.keys, serdeOf(c.g.reg, keys))
 	w.rawVal = serde.Same(w.values, serdeOf(c.g.reg, values))
 	if !internal { // Kafka Streams repartitions keys in windows by all of their bytes
 		w.suffix, _ = serde.WindowSuffix(w.keys)
 	}
 	return w
+}
+
+func (w *writer[K, V]) useHeaders() {
+	w.withKey, _ = w.keys.(serde.HeaderSerde[K])
+	w.withValue, _ = w.values.(serde.HeaderSerde[V])
+}
+
+// writers are those of the topics that a sink chooses by the record.
+type writers[K, V any] struct {
+	first writer[K, V]
+	made  map[string]writer[K, V] // where serdes depend on the topic
+}
+
+// to returns the writer of a topic.
+func (x *writers[K, V]) to(topic string) (writer[K, V], error) {
+	w, made := x.made[topic]
+	if made {
+		return w, nil
+	}
+	w = x.first
+	w.topic.name = topic
+	keys, values := serdeOf(w.c.g.reg, w.topic.keys), serdeOf(w.c.g.reg, w.topic.values)
+	if !serde.DependsOnTopic(keys) && !serde.DependsOnTopic(values) {
+		return w, nil
+	}
+	var err error
+	if w.keys, err = serde.ForTopic(w.c.Context, keys, topic, true); err == nil {
+		w.values, err = serde.ForTopic(w.c.Context, values, topic, false)
+	}
+	if err == nil {
+		w.useHeaders()
+		x.made[topic] = w
+	}
+	return w, err
 }
 
 func (w *writer[K, V]) write(n *node, r rec[K, V]) error {
@@ -102,12 +143,16 @@ func (w *writer[K, V]) write(n *node, r rec[K, V]) error {
 	}
 	var err error
 	if !r.noKey {
-		if out.Key, err = bytesOf(w.c, w.keys, r.key, r.rawKey, w.rawKey); err != nil {
+		if w.rawKey && r.rawKey != nil {
+			out.Key = r.rawKey
+		} else if out.Key, err = appendTo(w.c, w.keys, w.withKey, r.key, &out.Headers); err != nil {
 			return fmt.Errorf("write to topic %q: key: %w", w.topic.name, err)
 		}
 	}
 	if !r.noValue {
-		if out.Value, err = bytesOf(w.c, w.values, r.value, r.rawValue, w.rawVal); err != nil {
+		if w.rawVal && r.rawValue != nil {
+			out.Value = r.rawValue
+		} else if out.Value, err = appendTo(w.c, w.values, w.withValue, r.value, &out.Headers); err != nil {
 			return fmt.Errorf("write to topic %q: value: %w", w.topic.name, err)
 		}
 	}

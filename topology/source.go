@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"regexp"
 	"time"
-
-	"github.com/eddyline/eddyline/serde"
 )
 
 // Head is the record at the head of one partition's queue: decoded once, when it gets there, because its timestamp can
@@ -63,7 +61,7 @@ func (x *build) addSource(name string, topics []string, pattern *regexp.Regexp, 
 // linkSource makes the heads of a source.
 func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
-		keys, values := serdeOf(c.g.reg, t.keys), serdeOf(c.g.reg, t.values)
+		keys, values := c.reader(n, true, t.keys), c.reader(n, false, t.values)
 		next := next[K, V](c, n)
 		c.heads[n] = func() *Head {
 			var head, r rec[K, V]
@@ -97,16 +95,22 @@ func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 	}
 }
 
-func decodeRecord[K, V any](in *Input, keys serde.Serde[K], values serde.Serde[V]) (r rec[K, V], err error) {
-	r.ts, r.headers, r.rawKey, r.rawValue = in.Timestamp, in.Headers, in.Key, in.Value
+func decodeRecord[K, V any](in *Input, keys reader[K], values reader[V]) (r rec[K, V], err error) {
+	r.ts, r.headers = in.Timestamp, in.Headers
+	if keys.raw {
+		r.rawKey = in.Key
+	}
+	if values.raw {
+		r.rawValue = in.Value
+	}
 	r.noKey, r.noValue = in.Key == nil, in.Value == nil
 	if !r.noKey {
-		if r.key, err = keys.Decode(in.Key); err != nil {
+		if r.key, err = keys.decode(in.Key, in.Headers); err != nil {
 			return r, fmt.Errorf("key: %w", err)
 		}
 	}
 	if !r.noValue {
-		if r.value, err = values.Decode(in.Value); err != nil {
+		if r.value, err = values.decode(in.Value, in.Headers); err != nil {
 			return r, fmt.Errorf("value: %w", err)
 		}
 	}

@@ -94,7 +94,7 @@ func (x *build) graceAbove(v *vertex) int64 {
 // suppressedView reads the rows of a suppressed table: of one that is held what it was before, of others the table's.
 func suppressedView[K, V any](c *Chain, t table[K, V], spec *StoreSpec) getter[K, V] {
 	from, st := t.view(c), c.store(spec.Name)
-	keys, values := serdeOf(c.g.reg, t.keys), serdeOf(c.g.reg, t.values)
+	keys, values := c.storeKeys(spec, t.keys), c.storeValues(spec, t.values)
 	var scratch []byte
 	return func(key K, raw []byte) (v V, ts int64, ok bool, err error) {
 		if scratch, err = keys.Append(scratch[:0], key); err != nil {

@@ -81,6 +81,24 @@ func (t table[K, V]) serdes(r *registry) (serde.Serde[K], serde.Serde[V]) {
 	return serdeOf(r, orSerde(k, t.keys)), serdeOf(r, orSerde(v, t.values))
 }
 
+// storeSerdes returns the serdes that the rows of a store have.
+func (t table[K, V]) storeSerdes(c *Chain, spec *StoreSpec) (serde.Serde[K], serde.Serde[V]) {
+	keys, values := t.serdes(c.g.reg)
+	return c.storeKeys(spec, keys), c.storeValues(spec, values)
+}
+
+// serdesFor returns the serdes of the table's keys and values in an internal topic.
+func (t table[K, V]) serdesFor(c *Chain, topic string) (serde.Serde[K], serde.Serde[V]) {
+	keys, values := t.serdes(c.g.reg)
+	return c.keysOf(topic, true, keys), c.valuesOf(topic, true, values)
+}
+
+// rawBytes tells whether the bytes that the table's keys and values have in its store are theirs everywhere.
+func (t table[K, V]) rawBytes(c *Chain) (ofKeys, ofValues bool) {
+	keys, values := t.serdes(c.g.reg)
+	return !serde.DependsOnTopic(keys), !serde.DependsOnTopic(values)
+}
+
 // table returns what the build knows of a table.
 func (x *build) table(ref *tableRef) *tableInfo {
 	if t := x.tables[ref]; t != nil {

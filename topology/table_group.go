@@ -57,6 +57,9 @@ var errNoGroupKey = errors.New("a change of a table without a key cannot be grou
 func linkGroupTable[L, W, K, V any](g GroupedTable[L, W], f func(K, V) (L, W), useVersions bool) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
 		next, nulls, keys := nextChange[L, W](c, n), nullsOf[L, W](), serdeOf(c.g.reg, g.keys)
+		if len(n.children) > 0 {
+			keys = c.keysOf(n.children[0].topic, true, keys)
+		}
 		grouped := func(k K, v V, none bool) (l L, w W, ok bool) {
 			if none {
 				return l, w, false
@@ -259,7 +262,7 @@ func (x *build) changesTopic[K, V any](g GroupedTable[K, V], topic, sink, source
 	v.write = func(v *vertex) {
 		x.addTopic(topic, 0)
 		x.addNode(&node{name: sink, kind: sinkNode, topic: topic, link: linkChangeSink(topic, g.keys, g.values)}, v.parentNames()...)
-		x.addSource(source, []string{topic}, nil, Earliest, nil, linkChangeSource(g.keys, g.values))
+		x.addSource(source, []string{topic}, nil, Earliest, nil, linkChangeSource(topic, g.keys, g.values))
 	}
 	return v
 }
@@ -267,12 +270,13 @@ func (x *build) changesTopic[K, V any](g GroupedTable[K, V], topic, sink, source
 // linkChangeSink makes the input of a sink that writes changes.
 func linkChangeSink[K, V any](topic string, keys serde.Serde[K], values serde.Serde[V]) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
-		keys, values := serdeOf(c.g.reg, keys), serdeOf(c.g.reg, values)
+		raw := !serde.DependsOnTopic(serdeOf(c.g.reg, keys))
+		keys, values := c.keysOf(topic, true, keys), c.valuesOf(topic, true, values)
 		return guardedChange(c, n, func(r change[K, V]) error {
 			c.at = n
 			out := Output{Topic: topic, Timestamp: r.ts, Headers: c.snapshot(r.headers), Internal: true, node: n}
 			var err error
-			if out.Key, err = bytesOf(c, keys, r.key, r.rawKey, true); err == nil {
+			if out.Key, err = bytesOf(c, keys, r.key, r.rawKey, raw); err == nil {
 				var b []byte
 				if b, err = appendChange(c.out.arena.tail(), values, r); err == nil {
 					out.Value = c.out.arena.keep(b)
@@ -289,9 +293,9 @@ func linkChangeSink[K, V any](topic string, keys serde.Serde[K], values serde.Se
 }
 
 // linkChangeSource makes the heads of a source that reads changes.
-func linkChangeSource[K, V any](keys serde.Serde[K], values serde.Serde[V]) func(c *Chain, n *node) any {
+func linkChangeSource[K, V any](topic string, keys serde.Serde[K], values serde.Serde[V]) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
-		keys, values := serdeOf(c.g.reg, keys), serdeOf(c.g.reg, values)
+		keys, values := c.keysOf(topic, true, keys), c.valuesOf(topic, true, values)
 		next := nextChange[K, V](c, n)
 		return headOf(c, n, func(in *Input) (ch change[K, V], err error) {
 			ch.headers, ch.rawKey = in.Headers, in.Key

@@ -25,7 +25,7 @@ func (c *Chain) Versions(store string) *state.Versions { return c.versionedStore
 // Versioned opens a versioned store that the processor uses. Opening one that it is not connected to is its failure.
 func (x *processorContext) Versioned[K, V any](s state.Versioned[K, V]) state.VersionedStore[K, V] {
 	_, spec := x.store(s.Name)
-	return state.OpenVersioned(x.c.versionedStore(spec), serdeOf(x.c.g.reg, s.Key), serdeOf(x.c.g.reg, s.Value), x.c.storeEnv(spec))
+	return state.OpenVersioned(x.c.versionedStore(spec), x.c.storeKeys(spec, s.Key), x.c.storeValues(spec, s.Value), x.c.storeEnv(spec))
 }
 
 // getterAt reads a row as it was at a time: its value, the timestamp that it is valid from, or false. raw is as for getter.
