@@ -105,6 +105,10 @@ func New(g *topology.Graph, c Config) (*App, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
+	if c.GroupProtocol == StreamsProtocol && slices.ContainsFunc(g.Subtopologies(), readsPattern) {
+		return nil, errors.New("the topology reads topics by a pattern, which brokers of Kafka 4.3 refuse with StreamsProtocol: name the " +
+			"topics, or use ClassicProtocol")
+	}
 	a := &App{
 		graph: g, config: c, log: c.Logger.With("application", c.ApplicationID),
 		ready: make(chan struct{}), ended: make(chan struct{}), notes: newInbox[note](),
@@ -115,6 +119,10 @@ func New(g *topology.Graph, c Config) (*App, error) {
 	a.metrics = newMetrics(a)
 	a.events = newEvents(c.OnEvent)
 	return a, nil
+}
+
+func readsPattern(s *topology.Subtopology) bool {
+	return slices.ContainsFunc(s.Sources, func(t topology.SourceTopic) bool { return t.Pattern != nil })
 }
 
 // Run runs the application until ctx ends, and then stops it: what was processed is committed, tasks are given back, the
@@ -211,6 +219,9 @@ func (a *App) run(ctx context.Context) (err error) {
 	defer end()
 	if err := a.start(ctx); err != nil {
 		a.become(PendingError)
+		for _, w := range a.workers {
+			w.inbox.put(stop{})
+		}
 		if ctx.Err() != nil {
 			err = nil // stopped while it started
 		}

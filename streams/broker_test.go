@@ -62,6 +62,7 @@ type childConfig struct {
 	App     string
 	Dir     string
 	Least   Guarantee
+	Group   GroupProtocol
 	Commit  time.Duration
 	Flush   time.Duration
 	Session time.Duration
@@ -101,7 +102,7 @@ func wordCount(in, out string) *topology.Builder {
 
 func (c childConfig) config() Config {
 	return Config{
-		ApplicationID: c.App, Brokers: c.Brokers, StateDir: c.Dir, Guarantee: c.Least, CommitInterval: c.Commit,
+		ApplicationID: c.App, Brokers: c.Brokers, StateDir: c.Dir, Guarantee: c.Least, GroupProtocol: c.Group, CommitInterval: c.Commit,
 		FlushInterval: c.Flush, SessionTimeout: c.Session, Workers: c.Workers, CacheBytes: -1,
 		Logger: slog.New(c.handler()),
 	}

@@ -52,6 +52,37 @@ func (g *Guarantee) UnmarshalText(text []byte) error {
 	return fmt.Errorf("guarantee %q: want %v or %v", text, ExactlyOnce, AtLeastOnce)
 }
 
+// GroupProtocol is how instances share the work.
+type GroupProtocol uint8
+
+const (
+	// ClassicProtocol has one of the instances assign the tasks. It works with all brokers. Default.
+	ClassicProtocol GroupProtocol = iota
+	// StreamsProtocol has the broker assign the tasks (KIP-1071). It needs Kafka 4.2. As of Kafka 4.3 the broker does not
+	// know how far state lies behind, warms nothing up, and takes an instance that starts again for a new one; it refuses
+	// patterns of topics, and another topology in a group than the one that it began with. SessionTimeout becomes the group's
+	// streams.session.timeout.ms if the broker's group.streams.min.session.timeout.ms, 45s unless somebody changed it, allows
+	// that; NumStandbys, at most 2, its streams.num.standby.replicas. AcceptableLag, MaxWarmups and ProbingInterval have no
+	// effect.
+	StreamsProtocol
+)
+
+func (p GroupProtocol) String() string { return [...]string{"classic", "streams"}[p] }
+
+// MarshalText returns the protocol's name.
+func (p GroupProtocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText reads the protocol's name, "classic" or "streams".
+func (p *GroupProtocol) UnmarshalText(text []byte) error {
+	for _, x := range []GroupProtocol{ClassicProtocol, StreamsProtocol} {
+		if x.String() == string(text) {
+			*p = x
+			return nil
+		}
+	}
+	return fmt.Errorf("group protocol %q: want %v or %v", text, ClassicProtocol, StreamsProtocol)
+}
+
 // Config configures an application. Zero fields are the defaults. The names in brackets are Kafka's.
 type Config struct {
 	// ApplicationID names the application: all instances with the same one share the work. It is the consumer group's
@@ -89,6 +120,9 @@ type Config struct {
 	// (statestore.cache.max.bytes).
 	CacheBytes int64
 
+	// GroupProtocol is how instances share the work. All instances of an application have the same one. Default:
+	// ClassicProtocol (group.protocol).
+	GroupProtocol GroupProtocol
 	// NumStandbys is how many copies of each task's state other instances keep, as far as there are so many. If the
 	// instance that runs a task goes, one that has a copy goes on at once. Default: 0 (num.standby.replicas).
 	NumStandbys int
@@ -259,6 +293,11 @@ func (c Config) validate() error {
 		"would cost the tasks; use a third at most", c.HeartbeatInterval, c.SessionTimeout)
 	fault(c.RebalanceTimeout < c.SessionTimeout, "RebalanceTimeout %v is less than SessionTimeout %v", c.RebalanceTimeout, c.SessionTimeout)
 	fault(c.Workers < 1, "Workers is %d: use at least 1, or 0 for the default", c.Workers)
+	fault(c.GroupProtocol > StreamsProtocol, "GroupProtocol %d: use ClassicProtocol or StreamsProtocol", c.GroupProtocol)
+	fault(c.GroupProtocol == StreamsProtocol && c.NumStandbys > mostReplicas,
+		"NumStandbys is %d: with StreamsProtocol brokers keep %d at most", c.NumStandbys, mostReplicas)
+	fault(c.GroupProtocol == StreamsProtocol && c.StayOnClose,
+		"StayOnClose: with StreamsProtocol brokers do not know an instance again that starts anew; leave it out, or use ClassicProtocol")
 	fault(c.NumStandbys < 0, "NumStandbys is %d: use 0 or more", c.NumStandbys)
 	fault(c.MaxWarmups < 1, "MaxWarmups is %d: use at least 1, or 0 for the default", c.MaxWarmups)
 	for k, v := range c.ClientTags {

@@ -27,6 +27,10 @@ var ErrRecreated = errors.New("the topic was deleted and created again")
 // processed again after the next start, nothing is lost.
 var ErrShutdown = errors.New("not stopped in time")
 
+// ErrApplicationStopped reports that another instance met an error after which none of them is to go on, and asked all to
+// stop: see its log.
+var ErrApplicationStopped = errors.New("another instance has stopped the whole application")
+
 // missingOutput says that an output topic does not exist.
 func missingOutput(topic string) error {
 	return fmt.Errorf("write to topic %q: it does not exist; create it: Eddyline creates internal topics only", topic)

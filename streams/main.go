@@ -126,6 +126,7 @@ func (p *program) defineFlags() {
 	f.TextVar(&c.Guarantee, "guarantee", c.Guarantee, "exactly-once or at-least-once")
 	f.DurationVar(&c.CommitInterval, "commit-interval", c.CommitInterval, "longest `time` before results are committed (default 100ms, or 30s at-least-once)")
 	f.DurationVar(&c.FlushInterval, "flush-interval", c.FlushInterval, "`time` between writes of state to disk for good (default 30s)")
+	f.TextVar(&c.GroupProtocol, "group-protocol", c.GroupProtocol, "classic or streams")
 	f.DurationVar(&c.SessionTimeout, "session-timeout", c.SessionTimeout, "`time` after which the group gives up an instance that is silent (default 10s)")
 	f.IntVar(&c.Workers, "workers", c.Workers, "`number` of goroutines that process records (default: one per CPU)")
 	f.Int64Var(&c.MemoryBytes, "memory-bytes", c.MemoryBytes, "`bytes` for queues, buffers and caches (default 256 MB)")

@@ -133,6 +133,8 @@ type groupConfig struct {
 	// graph and plan say what tasks there are.
 	graph *topology.Graph
 	plan  topology.PlanOptions
+	// layout is the plan at the start.
+	layout *topology.Plan
 	// topics are those that the tasks read, by their real names. The group rebalances when one of them grows.
 	topics []string
 

@@ -208,7 +208,7 @@ func (a *App) join(ctx context.Context, plan *topology.Plan) error {
 // newGroup returns the membership of this instance, not yet begun. It is a static one where the state directory will be
 // there after a restart: then the group waits for this instance to come back instead of moving its tasks.
 func (a *App) newGroup(plan *topology.Plan) group {
-	return newClassicGroup(groupConfig{
+	c := groupConfig{
 		application: a.config.ApplicationID, identity: a.storage.dir.Identity(),
 		static: a.config.StateDir != "" || a.storage.dir.Existed(), stay: a.config.StayOnClose,
 		newIdentity: func() (string, error) {
@@ -220,8 +220,12 @@ func (a *App) newGroup(plan *topology.Plan) group {
 		standbys: a.config.NumStandbys, tags: a.config.ClientTags, acceptableLag: a.config.AcceptableLag,
 		maxWarmups: a.config.MaxWarmups, probing: a.config.ProbingInterval,
 		heartbeat: a.config.HeartbeatInterval, session: a.config.SessionTimeout, rebalance: a.config.RebalanceTimeout,
-		options: a.config.clientOptions("group"), admin: a.admin, logger: a.log,
-	})
+		options: a.config.clientOptions("group"), admin: a.admin, logger: a.log, layout: plan,
+	}
+	if a.config.GroupProtocol == StreamsProtocol {
+		return newStreamsGroup(c)
+	}
+	return newClassicGroup(c)
 }
 
 // fence ends the open transactions of instances that are not in the group any more, once at a time.
