@@ -1,6 +1,8 @@
 package state
 
 import (
+	"encoding/json"
+	"reflect"
 	"time"
 
 	"github.com/eddyline/eddyline/serde"
@@ -134,6 +136,48 @@ func (s KeyValue[K, V]) Serdes() (serde.Serde[K], serde.Serde[V])  { return s.Ke
 func (s Window[K, V]) Serdes() (serde.Serde[K], serde.Serde[V])    { return s.Key, s.Value }
 func (s Session[K, V]) Serdes() (serde.Serde[K], serde.Serde[V])   { return s.Key, s.Value }
 func (s Versioned[K, V]) Serdes() (serde.Serde[K], serde.Serde[V]) { return s.Key, s.Value }
+
+// Text returns the serdes of the declaration, and those of their text in JSON. lookup returns the serde of a Go type that
+// has none here and none of its own, or nil.
+func (s KeyValue[K, V]) Text(lookup func(reflect.Type) any) (keys, values any, keysText, valuesText serde.Serde[json.RawMessage]) {
+	return text(s.Key, s.Value, lookup)
+}
+
+// Text returns the serdes of the declaration, as that of a [KeyValue] does.
+func (s Window[K, V]) Text(lookup func(reflect.Type) any) (keys, values any, keysText, valuesText serde.Serde[json.RawMessage]) {
+	return text(s.Key, s.Value, lookup)
+}
+
+// Text returns the serdes of the declaration, as that of a [KeyValue] does.
+func (s Session[K, V]) Text(lookup func(reflect.Type) any) (keys, values any, keysText, valuesText serde.Serde[json.RawMessage]) {
+	return text(s.Key, s.Value, lookup)
+}
+
+// Text returns the serdes of the declaration, as that of a [KeyValue] does.
+func (s Versioned[K, V]) Text(lookup func(reflect.Type) any) (keys, values any, keysText, valuesText serde.Serde[json.RawMessage]) {
+	return text(s.Key, s.Value, lookup)
+}
+
+func text[K, V any](k serde.Serde[K], v serde.Serde[V], lookup func(reflect.Type) any) (keys, values any, keysText, valuesText serde.Serde[json.RawMessage]) {
+	if k = orKnown(k, lookup); k != nil {
+		keys, keysText = k, serde.Text(k)
+	}
+	if v = orKnown(v, lookup); v != nil {
+		values, valuesText = v, serde.Text(v)
+	}
+	return keys, values, keysText, valuesText
+}
+
+func orKnown[T any](s serde.Serde[T], lookup func(reflect.Type) any) serde.Serde[T] {
+	if s != nil {
+		return s
+	}
+	if known, ok := lookup(reflect.TypeFor[T]()).(serde.Serde[T]); ok {
+		return known
+	}
+	s, _ = serde.Default[T]()
+	return s
+}
 
 func (KeyValue[K, V]) tableStore(K, V)   {}
 func (Versioned[K, V]) tableStore(K, V)  {}

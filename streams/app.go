@@ -53,6 +53,8 @@ type App struct {
 	restores *restorer
 	replicas *restorer // of standbys
 	globals  *globals  // nil: there are none
+	shelf    *shelf
+	planned  atomic.Pointer[map[task.ID]*topology.PlannedTask] // plan, once it is made
 	purger   *purger
 	moved    chan struct{}                    // has room for one: tasks came or went
 	runs     atomic.Pointer[map[task.ID]bool] // tasks that run; replaced, never changed
@@ -114,6 +116,7 @@ func New(g *topology.Graph, c Config) (*App, error) {
 		ready: make(chan struct{}), ended: make(chan struct{}), notes: newInbox[note](),
 		tasks: map[task.ID]*owned{}, homes: map[task.ID]*worker{}, plan: map[task.ID]*topology.PlannedTask{},
 		wanted: map[task.ID]bool{}, standbys: map[task.ID]*standby{}, sick: map[task.ID]uint64{}, moved: make(chan struct{}, 1),
+		shelf: newShelf(),
 	}
 	a.runs.Store(&map[task.ID]bool{})
 	a.metrics = newMetrics(a)
@@ -612,7 +615,10 @@ func (a *App) membership() *membership {
 func (a *App) realName(topic string) string { return a.graph.TopicName(topic, a.config.ApplicationID) }
 
 // committed takes offsets that a commit has moved.
-func (a *App) committed(offsets []offset) { a.purger.committed(offsets) }
+func (a *App) committed(offsets []offset) {
+	a.purger.committed(offsets)
+	a.shelf.committed(offsets)
+}
 
 // sorted returns the keys of a map of tasks in order.
 func sorted[V any](m map[task.ID]V) []task.ID {

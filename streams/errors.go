@@ -31,6 +31,16 @@ var ErrShutdown = errors.New("not stopped in time")
 // stop: see its log.
 var ErrApplicationStopped = errors.New("another instance has stopped the whole application")
 
+// ErrNotHere reports that another instance has the partition that a query is about: [App.Owner] says which one.
+var ErrNotHere = errors.New("another instance has it")
+
+// ErrNotReady reports that the state that a query is about is not ready: the group rebalances, or the state is restored.
+// Try again a little later.
+var ErrNotReady = errors.New("not ready: it is being restored, or moved to another instance")
+
+// ErrNoStore reports a query of a store that the topology does not have, or that an operator keeps for itself.
+var ErrNoStore = errors.New("the topology has no store of that name that can be queried")
+
 // missingOutput says that an output topic does not exist.
 func missingOutput(topic string) error {
 	return fmt.Errorf("write to topic %q: it does not exist; create it: Eddyline creates internal topics only", topic)

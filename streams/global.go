@@ -20,6 +20,7 @@ type globals struct {
 	fillers map[string]*task.Global // by topic
 	spaces  map[string]*state.Space // by store
 	left    map[topicPartition]int64
+	views   []*shelved
 	version atomic.Uint64 // counts what was published
 }
 
@@ -71,7 +72,9 @@ func (g *globals) open(sub *topology.Subtopology) error {
 		Context: g.app.life, TopicName: g.app.topicName, Policy: g.app.config.policy, Logger: g.app.log.With("store", spec.Name),
 		Partitions: func(string, bool) int { return 0 }, Dropped: func(_, reason string) { g.app.metrics.dropGlobal(spec.Name, reason) },
 	}
-	filler, err := task.NewGlobal(g.app.graph, sub, env, state.NewBuffered(space, state.BufferOptions{Unlogged: true}))
+	buffered := state.NewBuffered(space, state.BufferOptions{Unlogged: true})
+	g.views = append(g.views, &shelved{spec: spec, view: buffered.View()})
+	filler, err := task.NewGlobal(g.app.graph, sub, env, buffered)
 	if err != nil {
 		return fmt.Errorf("global store %q: %w", spec.Name, err)
 	}
@@ -114,6 +117,9 @@ func (g *globals) read(ctx context.Context, plan *topology.Plan, committed bool)
 		if err := g.take(); err != nil {
 			return err
 		}
+	}
+	for _, of := range g.views {
+		g.app.shelf.put(globalPartition, of)
 	}
 	g.app.log.Info("global stores are full", "took", time.Since(began))
 	return nil

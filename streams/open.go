@@ -47,7 +47,6 @@ func (j *openJob) run() {
 		return
 	}
 	j.worker.inbox.put(open)
-	j.app.notes.put(handed{j.id, j.epoch, true})
 }
 
 // prepare does what is to be done before the worker can have the task. What fails because brokers do is tried again.
@@ -236,6 +235,8 @@ func (o *openTask) take(w *worker) {
 		r.inputs[d] = &runningInput{Partition: o.inputs[i].Partition, source: in.Source, next: o.inputs[i].Next, committed: o.inputs[i].Next}
 		w.app.source.add(d, o.inputs[i].Next)
 	}
+	w.app.show(r)
+	w.app.notes.put(handed{o.id, o.epoch, true})
 	if w.closing {
 		leave{o.id, o.epoch, false}.take(w)
 	}

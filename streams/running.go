@@ -17,6 +17,7 @@ type running struct {
 	inputs map[*feed]*runningInput
 	stores map[string]*taskStore
 	order  []*taskStore // of its stores, as the graph has them
+	timed  []*taskStore // those with a stream time that can be queried
 
 	touched    bool   // it contributes to the open buffer
 	committing bool   // it contributes to the sealed one
@@ -109,11 +110,13 @@ type sealedPart struct {
 	ends    []logEnd
 	bytes   int64
 	offsets map[string]state.Offset // by store, once it is confirmed
+	times   []int64                 // of the stores, as streamTimes has them
 }
 
 // confirm marks the part as committed, and notes what its stores then stand for.
 func (p *sealedPart) confirm(now time.Time) {
 	p.sealed.Confirm()
+	p.r.stampTimes(p.times)
 	p.offsets = make(map[string]state.Offset, len(p.ends))
 	for _, e := range p.ends {
 		p.offsets[e.store.spec.Name] = offsetOf(e.store, e.last, now)

@@ -90,6 +90,7 @@ func (a *App) prepare(ctx context.Context) (*topology.Plan, error) {
 		t := &plan.Tasks[i]
 		a.plan[task.ID{Sub: t.Sub.ID, Partition: t.Partition}] = t
 	}
+	a.planned.Store(&a.plan)
 	return plan, nil
 }
 
@@ -271,6 +272,9 @@ func (a *App) close(end context.CancelFunc) error {
 		errs = append(errs, fmt.Errorf("tasks %v: %w; what they did since their last commit is done again after the next start",
 			names(sorted(a.tasks)), ErrShutdown))
 	} else {
+		for _, w := range a.workers {
+			w.inbox.put(finish{})
+		}
 		waitFor(ctx, a.working.Wait)
 	}
 	end()

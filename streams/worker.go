@@ -46,7 +46,8 @@ type worker struct {
 	spares   []*burst            // to be used again
 	waiting  []func()            // called when nothing of a task that may be opened again is on its way
 	retryAt  time.Time           // of a slice that could not be written
-	closing  bool                // every task goes, then the worker ends
+	closing  bool                // every task goes
+	finished bool                // and none will come any more
 	traced   string
 }
 
@@ -103,7 +104,7 @@ func (w *worker) wait(ctx context.Context) {
 }
 
 func (w *worker) ended() bool {
-	return w.closing && len(w.order) == 0 && len(w.applying) == 0 && w.commit.mayGo()
+	return w.finished && len(w.order) == 0 && len(w.applying) == 0 && w.commit.mayGo()
 }
 
 // receive takes what has come in.
@@ -371,7 +372,7 @@ func (w *worker) contribute(s *sealing, r *running) (err error) {
 		return err
 	}
 	p := &sealedPart{r: r, bytes: r.stateBytes}
-	p.sealed = r.task.Seal()
+	p.sealed, p.times = r.task.Seal(), r.streamTimes()
 	if c.changelog, p.ends, err = w.sink.changelog(s.burst, r, p.sealed); err != nil {
 		return err
 	}
@@ -504,6 +505,7 @@ func (w *worker) abandon(r *running) {
 		w.log.Warn("committed state could not be written: it will be restored", "task", r.id.String(), "error", err)
 	}
 	r.task.Close()
+	w.app.hide(r)
 	for _, st := range r.order {
 		st.buffered.Close()
 	}
@@ -523,7 +525,7 @@ func (w *worker) close(r *running) {
 	w.abandon(r)
 }
 
-// stop has all tasks given back, and then the worker end.
+// stop has all tasks given back, also those that come later.
 type stop struct{}
 
 func (stop) take(w *worker) {
@@ -532,6 +534,11 @@ func (stop) take(w *worker) {
 		leave{r.id, r.owner.epoch, false}.take(w)
 	}
 }
+
+// finish has the worker end: it gets no task any more.
+type finish struct{}
+
+func (finish) take(w *worker) { w.finished = true }
 
 // leave asks for a task back: after a commit, or at once if it is lost.
 type leave struct {

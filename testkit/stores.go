@@ -127,25 +127,35 @@ func (d *Driver) noStore(name string) {
 	d.t.Fatalf("store %q: no task has it; there are: %q%s", name, names, d.context())
 }
 
-// storeKeys and storeValues return the serdes of a store.
+// storeKeys and storeValues return the serdes of a store: those of the declaration, or else the operator's.
 func (d *Driver) storeKeys[K any](name string, s serde.Serde[K]) serde.Serde[K] {
 	d.t.Helper()
-	return d.keysOf(s, d.changelog(name))
+	of, err := d.graph.StoreKeys(d.t.Context(), d.spec(name), s, d.name)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return of
 }
 
 func (d *Driver) storeValues[V any](name string, s serde.Serde[V]) serde.Serde[V] {
 	d.t.Helper()
-	return d.valuesOf(s, d.changelog(name))
+	of, err := d.graph.StoreValues(d.t.Context(), d.spec(name), s, d.name)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return of
 }
 
-// changelog returns the topic that a store's serdes are made for.
-func (d *Driver) changelog(store string) string {
+// spec returns what the graph says of a store.
+func (d *Driver) spec(name string) *topology.StoreSpec {
+	d.t.Helper()
 	for _, s := range d.graph.Stores() {
-		if s.Name == store && s.Source != "" {
-			return s.Source
+		if s.Name == name {
+			return s
 		}
 	}
-	return d.name(store+"-changelog", true)
+	d.noStore(name)
+	return nil
 }
 
 // keyValueEnv is storeEnv for a key-value store.

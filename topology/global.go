@@ -51,7 +51,9 @@ type StoreContext = Context[struct{}, struct{}]
 func (b *Builder) GlobalStore[K, V any](store state.AnyStore, topic Topic[K, V], setUp func(*StoreContext) Processor[K, V], o ...Option) {
 	opts := optionsOf(o)
 	b.add(func(x *build) {
-		x.addGlobal(topic, x.declared(store.Declare()), opts, func(string) {}, linkProcess(setUp))
+		spec := x.declared(store.Declare())
+		spec.declaredRows(store)
+		x.addGlobal(topic, spec, opts, func(string) {}, linkProcess(setUp))
 	})
 }
 

@@ -117,6 +117,7 @@ type StoreSpec struct {
 	// HeadersOfDeletes: a delete's changelog record has the headers of the record that caused it.
 	HeadersOfDeletes bool
 
+	rows  func(*registry, *StoreSpec) *storeRows // how its rows are written; nil where it is an operator's own affair
 	users []*node
 	// Kafka Streams counts processors as connected by a store if they share it by its name. One that brings the store along
 	// takes it away from those before, unless Builder.Store added it. Only Describe goes by these peers.

@@ -80,9 +80,9 @@ func (c *Chain) sessionStore(s *StoreSpec) *state.Sessions {
 	if w := c.sessions[s.Name]; w != nil {
 		return w
 	}
-	w := state.OpenSessions(c.store(s.Name), state.SessionOptions{
-		RetentionMs: s.RetentionMs, SegmentMs: s.SegmentMs, InMemory: s.InMemory, Time: c.register(-1), Expired: c.expired,
-	})
+	o := s.sessionOptions()
+	o.Time, o.Expired = c.register(-1), c.expired
+	w := state.OpenSessions(c.store(s.Name), o)
 	if c.sessions == nil {
 		c.sessions = map[string]*state.Sessions{}
 	}

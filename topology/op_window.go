@@ -30,10 +30,9 @@ func (c *Chain) windowStore(s *StoreSpec) *state.Windows {
 	if w := c.windows[s.Name]; w != nil {
 		return w
 	}
-	w := state.OpenWindows(c.store(s.Name), state.WindowOptions{
-		RetentionMs: s.RetentionMs, SegmentMs: s.SegmentMs, InMemory: s.InMemory, Duplicates: s.Duplicates,
-		Final: s.Final, ByStart: s.ByStart, Time: c.register(-1), Sequence: c.register(0), Expired: c.expired,
-	})
+	o := s.windowOptions()
+	o.Time, o.Sequence, o.Expired = c.register(-1), c.register(0), c.expired
+	w := state.OpenWindows(c.store(s.Name), o)
 	if c.windows == nil {
 		c.windows = map[string]*state.Windows{}
 	}

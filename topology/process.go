@@ -269,6 +269,7 @@ func (x *build) useAll(o options, n *node) {
 		d := u.Declare()
 		d.NoCache = true // only a table's updates are held back, and its store was declared before
 		s := x.declared(d)
+		s.declaredRows(u)
 		if s.Global {
 			x.fault("operator %q: Uses names the global store %q; leave it out: every processor can read it", n.name, s.Name)
 			continue
@@ -287,6 +288,7 @@ func (b *Builder) Store(s state.AnyStore) {
 		d := s.Declare()
 		d.NoCache = true
 		spec := x.declared(d)
+		spec.declaredRows(s)
 		spec.added = true
 		v := &vertex{name: "store " + d.Name}
 		v.write = func(*vertex) { x.addStore(spec) }

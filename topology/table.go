@@ -32,6 +32,7 @@ type tableRef struct {
 	twice  bool
 	keys   any // serdes of the store, nil for the table's
 	values any
+	rows   func(*registry, *StoreSpec) *storeRows
 }
 
 // tableInfo is what a build, and then its graph, knows of a table.
@@ -116,6 +117,7 @@ func (x *build) keepSpec(ref *tableRef, prefix string) (s *StoreSpec, named bool
 	if ref.twice {
 		x.fault("As or In is called twice on one table; keep one of them")
 	}
+	defer func() { s.rows = ref.rows }()
 	if ref.store == nil {
 		return &StoreSpec{Name: x.generateStore(prefix), Cached: true, Logged: true, Timestamped: true}, false
 	}
@@ -221,6 +223,7 @@ func (b *Builder) Table[K, V any](topic Topic[K, V], o ...Option) Table[K, V] {
 
 func newTable[K, V any](b *Builder, keys serde.Serde[K], values serde.Serde[V]) table[K, V] {
 	t := table[K, V]{ref: &tableRef{b: b}, keys: keys, values: values}
+	t.ref.rows = func(r *registry, _ *StoreSpec) *storeRows { return rowsOf(t.serdes(r)) }
 	t.view = func(c *Chain) getter[K, V] { return keptView(c, t) }
 	t.past = func(c *Chain) getterAt[K, V] { return keptPast(c, t) }
 	return t

@@ -11,7 +11,9 @@ func (c *Chain) versionedStore(s *StoreSpec) *state.Versions {
 	if v := c.versions[s.Name]; v != nil {
 		return v
 	}
-	v := state.OpenVersions(c.store(s.Name), state.VersionOptions{HistoryMs: s.RetentionMs, Time: c.register(-1), Expired: c.expired})
+	o := s.versionOptions()
+	o.Time, o.Expired = c.register(-1), c.expired
+	v := state.OpenVersions(c.store(s.Name), o)
 	if c.versions == nil {
 		c.versions = map[string]*state.Versions{}
 	}

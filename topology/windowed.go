@@ -17,6 +17,14 @@ type WindowedTable[K, V any] struct {
 
 func newWindowedTable[K, V any](b *Builder, keys windowedKeys[K], values serde.Serde[V]) WindowedTable[K, V] {
 	t := newTable[Windowed[K]](b, keys, values)
+	whole := t.ref.rows
+	t.ref.rows = func(r *registry, s *StoreSpec) *storeRows {
+		if s.Kind == KeyValueStore {
+			return whole(r, s)
+		}
+		_, values := t.serdes(r)
+		return rowsOf(innerKeys(r, t), values)
+	}
 	t.view = func(c *Chain) getter[Windowed[K], V] { return windowView(c, t) }
 	if keys.session {
 		t.view = func(c *Chain) getter[Windowed[K], V] { return sessionView(c, t) }
