@@ -25,6 +25,19 @@ type rule struct {
 // with the reason in the commit. Commands and examples may import anything.
 var table = map[string]rule{
 	"serde": {others: []string{"github.com/google/uuid"}, free: []string{"net", "os", "io"}},
+	// What speaks to a schema registry, and the formats: each takes its format's library.
+	"serde/registry":   {ours: []string{"serde"}, others: []string{"github.com/twmb/franz-go/pkg/sr", "github.com/google/uuid"}},
+	"serde/avro":       {ours: []string{"serde", "serde/registry"}, others: []string{"github.com/twmb/avro", "github.com/twmb/franz-go/pkg/sr"}},
+	"serde/jsonschema": {ours: []string{"serde", "serde/registry"}, others: []string{"github.com/santhosh-tekuri/jsonschema", "github.com/twmb/franz-go/pkg/sr"}},
+	"serde/protobuf": {
+		ours:   []string{"serde", "serde/registry"},
+		others: []string{"google.golang.org/protobuf", "github.com/bufbuild/protocompile", "github.com/twmb/franz-go/pkg/sr"}, // schemas that came as text
+	},
+	"serde/registry/registrytest": { // a registry for tests reads schemas of all types, to check their compatibility
+		others: []string{
+			"github.com/twmb/avro", "google.golang.org/protobuf", "github.com/bufbuild/protocompile", "github.com/twmb/franz-go/pkg/sr", "github.com/google/uuid",
+		},
+	},
 	"state": {
 		ours: []string{"serde"}, others: []string{"github.com/google/uuid"},
 		only: map[string][]string{"github.com/cockroachdb/pebble/v2": {"pebble.go"}}, free: []string{"net"},
