@@ -47,6 +47,7 @@ type App struct {
 	storage  *storage
 	admin    *kgo.Client
 	cluster  *cluster
+	limits   *limits
 	fencer   *fencer
 	group    group
 	source   *fetcher
@@ -120,7 +121,7 @@ func New(g *topology.Graph, c Config) (*App, error) {
 	}
 	a.runs.Store(&map[task.ID]bool{})
 	a.metrics = newMetrics(a)
-	a.events = newEvents(c.OnEvent)
+	a.events = newEvents(c.OnEvent, a.log)
 	return a, nil
 }
 

@@ -215,6 +215,13 @@ func TestAppErrors(t *testing.T) {
 				b.Stream(topology.NewTopic("lines", serde.String, serde.String)).ForEach(func(string, string) { panic("oh no") })
 			}),
 		},
+		{
+			name: "policy", send: lineOf("x"), want: []string{"task 0_", "oh no", "its error policy: panic: worse"},
+			graph: build(func(b *topology.Builder) {
+				b.Stream(topology.NewTopic("lines", serde.String, serde.String)).ForEach(func(string, string) { panic("oh no") },
+					topology.OnError(topology.PolicyFunc(func(context.Context, topology.Failure) topology.Action { panic("worse") })))
+			}),
+		},
 	}
 	for _, x := range tests {
 		t.Run(x.name, func(t *testing.T) {

@@ -1,6 +1,9 @@
 package streams
 
 import (
+	"fmt"
+	"log/slog"
+	"runtime/debug"
 	"time"
 
 	"github.com/eddyline/eddyline/streams/task"
@@ -108,13 +111,23 @@ type events struct {
 }
 
 // newEvents returns nil for no function: everything may be called on it.
-func newEvents(f func(Event)) *events {
+func newEvents(f func(Event), log *slog.Logger) *events {
 	if f == nil {
 		return nil
 	}
 	e := &events{queue: newInbox[Event](), done: make(chan struct{}), stop: make(chan struct{})}
-	go e.run(f)
+	go e.run(func(event Event) { hear(f, event, log) })
 	return e
+}
+
+// hear calls a user's function with an event. That it panics is no reason to stop the application.
+func hear(f func(Event), event Event, log *slog.Logger) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("the function OnEvent panicked", "event", fmt.Sprintf("%T", event), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		}
+	}()
+	f(event)
 }
 
 func (e *events) run(f func(Event)) {

@@ -251,6 +251,9 @@ func (w *worker) link(o *openTask) (*running, error) {
 	buffers := map[string]*state.Buffered{}
 	for _, st := range o.stores {
 		options := state.BufferOptions{MaxRecordBytes: maxRecordBytes, Unlogged: !st.spec.Logged}
+		if st.changelog.topic != "" {
+			options.MaxRecordBytes = w.app.limits.of(w.app.life, st.changelog.topic) - changelogFraming
+		}
 		if st.onDisk {
 			options.CacheBytes = w.reads()
 		}
@@ -269,8 +272,10 @@ func (w *worker) link(o *openTask) (*running, error) {
 	return r, nil
 }
 
-// maxRecordBytes is what a changelog record may have, below max.message.bytes' default with room for the batch around it.
-const maxRecordBytes = 1_000_000
+const (
+	maxRecordBytes   = 1_000_000 // what a record of a store without a changelog may have
+	changelogFraming = 1 << 10   // of a batch, around a record of a changelog
+)
 
 // env is what a task's chain needs of the worker.
 func (w *worker) env(r *running) topology.Env {
@@ -281,6 +286,7 @@ func (w *worker) env(r *running) topology.Env {
 		Context:     a.life,
 		Partitions:  func(topic string, internal bool) int { return w.sink.topic(topic, internal).partitions },
 		TopicName:   a.topicName,
+		MaxBytes:    func(topic string, internal bool) int { return a.limits.of(a.life, a.topicName(topic, internal)) },
 		Dropped:     func(node, reason string) { r.meter.drop(reason) },
 		Policy:      a.config.policy,
 		DeadLetters: a.config.DeadLetterTopic,

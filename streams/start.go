@@ -54,6 +54,7 @@ func (a *App) connect(ctx context.Context) error {
 			a.config.Brokers, a.config.ConnectTimeout, ErrUnreachable, err)
 	}
 	a.cluster = newCluster(a.admin, a.config.ApplicationID)
+	a.limits = newLimits(a.admin, a.config.TransactionTimeout, a.log)
 	a.fencer = &fencer{client: a.admin, application: a.config.ApplicationID, timeout: a.config.TransactionTimeout}
 	return nil
 }
@@ -86,6 +87,7 @@ func (a *App) prepare(ctx context.Context) (*topology.Plan, error) {
 	if err := a.cluster.await(ctx, names); err != nil {
 		return nil, err
 	}
+	a.limits.learn(ctx, names)
 	for i := range plan.Tasks {
 		t := &plan.Tasks[i]
 		a.plan[task.ID{Sub: t.Sub.ID, Partition: t.Partition}] = t
@@ -175,7 +177,7 @@ func (a *App) launch(plan *topology.Plan) {
 		w := newWorker(a, i)
 		w.send = newProducers(producerConfig{
 			application: a.config.ApplicationID, identity: a.storage.dir.Identity(), worker: i,
-			timeout: a.config.TransactionTimeout, options: a.config.clientOptions(fmt.Sprintf("producer-%d", i)),
+			timeout: a.config.TransactionTimeout, options: append(a.config.clientOptions(fmt.Sprintf("producer-%d", i)), kgo.ProducerBatchMaxBytesFn(a.limits.batch)),
 		}, func(an answer) { w.inbox.put(answered{an}) })
 		a.workers = append(a.workers, w)
 	}

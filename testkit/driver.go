@@ -42,6 +42,8 @@ type config struct {
 	everyWrite  bool
 	cacheBytes  int64
 	deadLetters string
+	mostBytes   int
+	logger      *slog.Logger
 	policies    map[topology.Class]topology.ErrorPolicy
 	extract     func(r Produced, key, value any, partitionTime time.Time) (time.Time, bool)
 }
@@ -93,6 +95,12 @@ func OnError(class topology.Class, p topology.ErrorPolicy) Option {
 
 // DeadLetterTopic sets the topic for dead letters.
 func DeadLetterTopic(name string) Option { return func(c *config) { c.deadLetters = name } }
+
+// MaxMessageBytes sets how large a record every topic takes, with what is around it (max.message.bytes). Default: any size.
+func MaxMessageBytes(n int) Option { return func(c *config) { c.mostBytes = n } }
+
+// Logger sets where the tasks log. Default: nowhere.
+func Logger(l *slog.Logger) Option { return func(c *config) { c.logger = l } }
 
 // Timestamps sets the extractor of topics that have none of their own: it gets the record, its decoded key and value, and
 // the partition's time. Default: the record's own timestamp.
@@ -164,6 +172,7 @@ func New(t testing.TB, b *topology.Builder, o ...Option) *Driver {
 		t: t,
 		c: config{
 			start: Start, app: "app", counts: map[string]int{}, policies: map[topology.Class]topology.ErrorPolicy{},
+			logger: slog.New(slog.DiscardHandler),
 		},
 		readers: map[task.Partition]reader{}, offsets: map[task.Partition]int64{}, turn: map[string]int{},
 		unread: map[string][]int{},
@@ -281,7 +290,8 @@ func (d *Driver) env() topology.Env {
 		Dropped:     func(_, reason string) { d.drops = append(d.drops, drop{reason, d.cause}) },
 		Policy:      func(class topology.Class) topology.ErrorPolicy { return d.c.policies[class] },
 		DeadLetters: d.c.deadLetters,
-		Logger:      slog.New(slog.DiscardHandler),
+		MaxBytes:    func(string, bool) int { return d.c.mostBytes },
+		Logger:      d.c.logger,
 		Rand:        rand.New(rand.NewPCG(1, 2)),
 		StartMs:     d.now.UnixMilli(),
 		CacheBytes:  d.c.cacheBytes,

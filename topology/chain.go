@@ -70,6 +70,9 @@ type Env struct {
 	Partitions func(topic string, internal bool) int
 	// TopicName returns the full name of a topic.
 	TopicName func(topic string, internal bool) string
+	// MaxBytes returns how large a record a topic takes, key, value and headers with what is around them; 0 if that is not
+	// known. It is asked about records of more than a kilobyte. Nil: nothing is known.
+	MaxBytes func(topic string, internal bool) int
 	// Dropped counts a record that an operator left out, by reason.
 	Dropped func(node, reason string)
 	// Policy is the application's policy for failures of a class where an operator has none. Nil is Fail.
@@ -126,6 +129,7 @@ type Chain struct {
 	rewrites     bool    // a processor replaces headers that others share, so records have a cell for them
 	below        error   // the first failure of what the processor at hand forwarded
 	err          error
+	tells        map[tellKey]*told // what was logged of records that were left out
 }
 
 // current is the record at hand, as failures and processors see it.
@@ -365,8 +369,9 @@ func (c *Chain) Flush() error {
 // LeftOut counts the record of a failed Step, which was rolled back, and sends its dead letter if the action says so.
 func (c *Chain) LeftOut(e *StepError) {
 	if e.Action == DeadLetter {
-		c.DeadLetter(e.Failure)
+		c.DeadLetter(e.Failure, true)
 	}
+	c.tell(e.Failure, e.Action == DeadLetter)
 	c.Dropped(e.Failure.Operator, e.Failure.Class.reason())
 }
 
@@ -377,12 +382,21 @@ func (c *Chain) CommitRequested() bool {
 	return asked
 }
 
-// Close runs what processors left for the end, last first.
+// Close runs what processors left for the end, last first. One that panics does not keep the others from running.
 func (c *Chain) Close() {
 	for i := len(c.closers) - 1; i >= 0; i-- {
-		c.closers[i]()
+		c.closeOne(c.closers[i])
 	}
 	c.closers = nil
+}
+
+func (c *Chain) closeOne(f func()) {
+	defer func() {
+		if p := recover(); p != nil && c.Logger != nil {
+			c.Logger.Error("a function given to OnClose panicked", "error type", fmt.Sprintf("%T", rootOf(panicError(p))))
+		}
+	}()
+	f()
 }
 
 // Guard calls f, and turns a panic of a user's function into the failure of its operator.
@@ -393,7 +407,7 @@ func (c *Chain) Guard(f func() error) (err error) {
 			if n == nil {
 				panic(p)
 			}
-			err = c.failed(n, ProcessingError, panicError(p))
+			err = c.failed(n, n.class(), panicError(p))
 		}
 	}()
 	return f()
@@ -421,7 +435,9 @@ const (
 	DropTimestamp    = "invalid-timestamp"
 	DropDecode       = "decode-error"
 	DropProcessing   = "processing-error"
+	DropPunctuation  = "punctuation-error"
 	DropEncode       = "encode-error"
+	DropSend         = "send-error"
 	DropPartitioner  = "partitioner"
 	DropStale        = "stale-response"
 	DropOutOfHistory = "out-of-history"

@@ -371,7 +371,9 @@ func (j *foreignJoin[K, V, F, W, R]) linkRequest(c *Chain, n *node) any {
 				return c.failed(n, EncodeError, fmt.Errorf("write to topic %q: %w", j.request, err))
 			}
 		}
-		c.emit(out)
+		if err := c.emit(out); err != nil {
+			return c.failed(n, EncodeError, err)
+		}
 		return nil
 	})
 }
@@ -538,7 +540,7 @@ func (j *foreignJoin[K, V, F, W, R]) linkResponse(c *Chain, n *node) any {
 		}
 		return out, err
 	}
-	catches := c.catches(n, ProcessingError)
+	catches := c.catches(n)
 	return forwardResponse[W](func(r response[W]) (err error) {
 		if catches {
 			defer c.catch(n, &err)
@@ -548,7 +550,9 @@ func (j *foreignJoin[K, V, F, W, R]) linkResponse(c *Chain, n *node) any {
 		if err != nil {
 			return c.failed(n, EncodeError, fmt.Errorf("write to topic %q: %w", j.response, err))
 		}
-		c.emit(out)
+		if err := c.emit(out); err != nil {
+			return c.failed(n, EncodeError, err)
+		}
 		return nil
 	})
 }

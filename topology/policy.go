@@ -18,7 +18,7 @@ const (
 	ProcessingError               // an operator's function failed or panicked
 	PunctuationError              // a punctuation failed; there is no record
 	EncodeError                   // what came out cannot be written
-	SendError                     // the broker refuses what came out
+	SendError                     // the topic does not take what came out: it is larger than its max.message.bytes
 )
 
 func (c Class) String() string {
@@ -26,7 +26,7 @@ func (c Class) String() string {
 }
 
 func (c Class) reason() string {
-	return [...]string{DropDecode, DropProcessing, DropProcessing, DropEncode, DropEncode}[c]
+	return [...]string{DropDecode, DropProcessing, DropPunctuation, DropEncode, DropSend}[c]
 }
 
 // Origin is where an input record came from.
@@ -47,7 +47,8 @@ type Failure struct {
 	Value     []byte
 	Headers   Headers
 	Timestamp time.Time // of the input record; the punctuation's
-	Attempt   int       // 1 at first
+	Attempt   int       // 1 at first, more for a record that is tried again by [Retry]
+	First     time.Time // when the record failed first, by the wall clock
 }
 
 // ErrorPolicy says what becomes of a record that an operator fails on. The actions are policies; so is a PolicyFunc.
@@ -69,7 +70,8 @@ const (
 	// SkipNode leaves out what the failing operator would have made of the record. What was written before, and what
 	// other operators make of it, stays: Kafka Streams' way.
 	SkipNode
-	// DeadLetter is Skip, and sends the record as it came to the dead letter topic, in the same transaction.
+	// DeadLetter is Skip, and sends the record as it came to the dead letter topic, in the same transaction. Beside Kafka
+	// Streams' headers it has "eddyline.errors." operator, class, attempt, and first.failure in milliseconds since 1970.
 	DeadLetter
 	// DeadLetterNode is SkipNode with a dead letter, as Kafka Streams writes it: key and value are absent if anything was
 	// written to a topic for the record before it failed.
@@ -113,15 +115,18 @@ func (e *StepError) Unwrap() error { return e.Failure.Err }
 
 // failed asks the policy what becomes of the record at hand, on which node n failed. Nil: go on after n.
 func (c *Chain) failed(n *node, class Class, cause error) error {
-	var ended *StepError
-	if errors.As(cause, &ended) { // below, and decided there
+	if ended, ok := errors.AsType[*StepError](cause); ok { // below, and decided there
 		return ended
+	}
+	if errors.Is(cause, ErrRecordTooLarge) {
+		class = SendError
 	}
 	f := c.failure(n, class, cause)
 	if errors.Is(cause, serde.ErrUnavailable) { // the record is not to blame
 		return &StepError{f, Fail}
 	}
-	action := c.policy(n, class).decide(c.Context, f)
+	action := c.decide(n, &f)
+	ours := action == DeadLetter
 	switch {
 	case c.flushing: // what many records have done is on its way: none of it can be rolled back alone
 		action = action.node()
@@ -133,13 +138,66 @@ func (c *Chain) failed(n *node, class Class, cause error) error {
 		if c.cur.sent {
 			f.Key, f.Value = nil, nil
 		}
-		c.DeadLetter(f)
+		c.DeadLetter(f, ours)
 		fallthrough
 	case SkipNode:
+		c.tell(f, ours || action == DeadLetterNode)
 		return c.dropped(n, class.reason())
 	default:
 		return &StepError{f, action}
 	}
+}
+
+// decide asks the policy of n. One that panics, or answers with no action, has decided to fail.
+func (c *Chain) decide(n *node, f *Failure) (action Action) {
+	defer func() {
+		if p := recover(); p != nil {
+			f.Err, action = fmt.Errorf("%w; its error policy: %w", f.Err, panicError(p)), Fail
+		}
+	}()
+	if action = c.policy(n, f.Class).decide(c.Context, *f); action > DeadLetterNode {
+		return Fail
+	}
+	return action
+}
+
+// told is what was logged of the failures of an operator in a class.
+type told struct {
+	next   int64 // when the next may be logged
+	hidden int   // how many were not, since the last one
+}
+
+type tellKey struct {
+	operator string
+	class    Class
+}
+
+// tellEvery is how often a failure of an operator in a class is logged at most, in milliseconds.
+const tellEvery = 10_000
+
+// tell logs a record that is left out: where it came from and what kind of error it was, never what it holds, and so not
+// what the error says. Of many it logs a sample.
+func (c *Chain) tell(f Failure, sent bool) {
+	if c.Logger == nil {
+		return
+	}
+	k := tellKey{f.Operator, f.Class}
+	t := c.tells[k]
+	if t == nil {
+		if c.tells == nil {
+			c.tells = map[tellKey]*told{}
+		}
+		t = new(told)
+		c.tells[k] = t
+	}
+	if c.now < t.next {
+		t.hidden++
+		return
+	}
+	c.Logger.Warn("a record is left out", "operator", f.Operator, "class", f.Class.String(), "topic", f.Origin.Topic,
+		"partition", f.Origin.Partition, "offset", f.Origin.Offset, "attempt", f.Attempt, "error type", fmt.Sprintf("%T", rootOf(f.Err)),
+		"dead letter", sent && c.DeadLetters != "", "not logged before", t.hidden)
+	t.next, t.hidden = c.now+tellEvery, 0
 }
 
 func (c *Chain) policy(n *node, class Class) ErrorPolicy {
@@ -155,22 +213,34 @@ func (c *Chain) policy(n *node, class Class) ErrorPolicy {
 }
 
 func (c *Chain) failure(n *node, class Class, cause error) Failure {
-	f := Failure{Err: cause, Class: class, Origin: c.origin(), Task: c.Task, Operator: n.name, Timestamp: msTime(c.cur.ts), Attempt: 1}
+	f := Failure{Err: cause, Class: class, Origin: c.origin(), Task: c.Task, Operator: n.name, Timestamp: msTime(c.cur.ts),
+		Attempt: 1, First: msTime(c.now)}
 	if in := c.cur.in; in != nil {
 		f.Key, f.Value, f.Headers, f.Timestamp = in.Key, in.Value, in.Headers, msTime(in.Timestamp)
 	}
 	return f
 }
 
+// class is that of a panic in the node's functions.
+func (n *node) class() Class {
+	switch n.kind {
+	case sourceNode:
+		return DecodeError
+	case sinkNode:
+		return EncodeError
+	}
+	return ProcessingError
+}
+
 // catches tells whether a panic in n must be caught at n, because the rest of the record's way goes on after it.
-func (c *Chain) catches(n *node, class Class) bool {
-	a, fixed := c.policy(n, class).(Action)
+func (c *Chain) catches(n *node) bool {
+	a, fixed := c.policy(n, n.class()).(Action)
 	return !fixed || a == SkipNode || a == DeadLetterNode
 }
 
 // guarded catches panics of n's functions where its policy may go on after n.
 func guarded[K, V any](c *Chain, n *node, f forward[K, V]) forward[K, V] {
-	if !c.catches(n, ProcessingError) {
+	if !c.catches(n) {
 		return f
 	}
 	return func(r rec[K, V]) (err error) {
@@ -181,7 +251,7 @@ func guarded[K, V any](c *Chain, n *node, f forward[K, V]) forward[K, V] {
 
 // guardedChange is guarded for changes of a table.
 func guardedChange[K, V any](c *Chain, n *node, f forwardChange[K, V]) forwardChange[K, V] {
-	if !c.catches(n, ProcessingError) {
+	if !c.catches(n) {
 		return f
 	}
 	return func(r change[K, V]) (err error) {
@@ -196,12 +266,13 @@ func (c *Chain) catch(n *node, err *error) {
 		if c.at != n {
 			panic(p)
 		}
-		*err = c.failed(n, ProcessingError, panicError(p))
+		*err = c.failed(n, n.class(), panicError(p))
 	}
 }
 
-// DeadLetter writes the input record of a failure to the dead letter topic, with headers that say why (KIP-1034).
-func (c *Chain) DeadLetter(f Failure) {
+// DeadLetter writes the input record of a failure to the dead letter topic, with headers that say why (KIP-1034), and ours
+// if they are asked for. A value, or a key, that the topic would not take is left out: its coordinates say where it is.
+func (c *Chain) DeadLetter(f Failure, ours bool) {
 	if c.DeadLetters == "" {
 		return
 	}
@@ -212,11 +283,32 @@ func (c *Chain) DeadLetter(f Failure) {
 		WithBytes("__streams.errors.topic", topicBytes(f.Origin)).
 		With("__streams.errors.partition", fmt.Sprint(f.Origin.Partition)).
 		With("__streams.errors.offset", fmt.Sprint(f.Origin.Offset))
-	c.out.Records = append(c.out.Records, Output{
-		Topic: c.DeadLetters, Partition: c.byKey(c.DeadLetters, false, f.Key), Timestamp: f.Timestamp.UnixMilli(), Headers: h,
+	if ours {
+		h = h.With(HeaderOperator, f.Operator).With(HeaderClass, f.Class.String()).
+			With(HeaderAttempt, fmt.Sprint(f.Attempt)).With(HeaderFirstFailure, fmt.Sprint(f.First.UnixMilli()))
+	}
+	out := Output{
+		Topic: c.DeadLetters, Partition: c.byKey(c.DeadLetters, false, f.Key), Timestamp: max(0, f.Timestamp.UnixMilli()), Headers: h,
 		Key: c.out.arena.copy(f.Key), Value: c.out.arena.copy(f.Value),
-	})
+	}
+	if c.fits(&out) != nil {
+		out.Value, out.Headers = nil, out.Headers.With(HeaderLeftOut, "value")
+	}
+	if c.fits(&out) != nil {
+		out.Key, out.Headers = nil, out.Headers.With(HeaderLeftOut, "key")
+	}
+	c.out.Records = append(c.out.Records, out)
 }
+
+// The headers of dead letters beside those of KIP-1034. They are there with [DeadLetter], not with [DeadLetterNode].
+const (
+	HeaderOperator     = "eddyline.errors.operator"      // that failed
+	HeaderClass        = "eddyline.errors.class"         // a [Class]
+	HeaderAttempt      = "eddyline.errors.attempt"       // how often it was tried
+	HeaderFirstFailure = "eddyline.errors.first.failure" // milliseconds since 1970
+	// HeaderLeftOut tells that the dead letter topic would not have taken the record: "value", or once more "key".
+	HeaderLeftOut = "eddyline.errors.left.out"
+)
 
 // panicked is a panic of a user's function as an error.
 type panicked struct{ err error }

@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/eddyline/eddyline/serde"
@@ -189,8 +190,12 @@ func (w *writer[K, V]) send(n *node, r rec[K, V], out Output) error {
 				if p < 0 || p >= count {
 					return fmt.Errorf("partitioner of topic %q: partition %d of %d", out.Topic, p, count)
 				}
+			}
+			for _, p := range to {
 				out.Partition = int32(p)
-				c.emit(out)
+				if err := c.emit(out); err != nil {
+					return err
+				}
 			}
 			return nil
 		}
@@ -199,14 +204,42 @@ func (w *writer[K, V]) send(n *node, r rec[K, V], out Output) error {
 	if out.Key != nil {
 		out.Partition = c.byKey(out.Topic, out.Internal, out.Key[:len(out.Key)-w.suffix])
 	}
-	c.emit(out)
+	return c.emit(out)
+}
+
+// ErrRecordTooLarge reports a record that its topic would not take. It is a [SendError] of the operator that wrote it, whose
+// policy says what becomes of the input record. Make it smaller, or raise the topic's max.message.bytes.
+var ErrRecordTooLarge = errors.New("larger than the topic takes")
+
+const (
+	surelyFits  = 1 << 10 // bytes: no topic takes less
+	mostFraming = 128     // bytes around a record and its batch
+	mostHeader  = 10      // and around a header
+)
+
+// fits tells whether a record's topic takes it.
+func (c *Chain) fits(out *Output) error {
+	n := len(out.Key) + len(out.Value) + mostFraming
+	for h := range out.Headers.All() {
+		n += len(h.Key) + len(h.Value) + mostHeader
+	}
+	if n <= surelyFits || c.MaxBytes == nil {
+		return nil
+	}
+	if most := c.MaxBytes(out.Topic, out.Internal); most > 0 && n > most {
+		return fmt.Errorf("write to topic %q: %d bytes, %w: %d", c.TopicName(out.Topic, out.Internal), n, ErrRecordTooLarge, most)
+	}
 	return nil
 }
 
 // emit puts a record into the outbox, with bytes that live as long as it.
-func (c *Chain) emit(out Output) {
+func (c *Chain) emit(out Output) error {
+	if err := c.fits(&out); err != nil {
+		return err
+	}
 	c.cur.sent = true
 	c.out.Records = append(c.out.Records, out)
+	return nil
 }
 
 // byKey returns the partition of a key in a topic, or -1 without a key or a topic.

@@ -67,11 +67,11 @@ func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 			var head, r rec[K, V]
 			var headIn, in *Input
 			return &Head{
-				Take: func(from *Input, partitionTime int64) (int64, bool, error) {
+				Take: func(from *Input, partitionTime int64) (ts int64, ok bool, err error) {
+					defer c.catch(n, &err)
 					c.cur = current{in: from, ts: from.Timestamp, headers: from.Headers}
 					c.at = n
 					headIn = from
-					var err error
 					r := &head
 					if *r, err = decodeRecord(from, keys, values); err != nil {
 						return 0, false, c.failed(n, DecodeError, err)

@@ -286,7 +286,9 @@ func linkChangeSink[K, V any](topic string, keys serde.Serde[K], values serde.Se
 				return c.failed(n, EncodeError, fmt.Errorf("write to topic %q: %w", topic, err))
 			}
 			out.Partition = c.byKey(topic, true, out.Key)
-			c.emit(out)
+			if err := c.emit(out); err != nil {
+				return c.failed(n, EncodeError, err)
+			}
 			return nil
 		})
 	}
@@ -320,11 +322,11 @@ func headOf[T any](c *Chain, n *node, decode func(in *Input) (T, error), run fun
 		var head, r T
 		var headIn, in *Input
 		return &Head{
-			Take: func(from *Input, _ int64) (int64, bool, error) {
+			Take: func(from *Input, _ int64) (ts int64, ok bool, err error) {
+				defer c.catch(n, &err)
 				c.cur = current{in: from, ts: from.Timestamp, headers: from.Headers}
 				c.at = n
 				headIn = from
-				var err error
 				if head, err = decode(from); err == nil && from.Timestamp < 0 {
 					err = fmt.Errorf("timestamp %d is before 1970", from.Timestamp)
 				}
