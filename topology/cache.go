@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"slices"
+	"strings"
 
 	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
@@ -23,25 +24,29 @@ type recordCache struct {
 type rowCache struct {
 	c       *Chain
 	of      *recordCache
-	rows    map[string]*cachedRow
-	lru     cachedRow   // of the ring of all rows: lru.newer is the oldest, lru.older the newest
-	updates []rowUpdate // of dirty rows, in order; one that was overtaken is not its row's last
+	held    state.Recent
+	rows    []cachedRow        // by id, less one
+	headers map[uint32]Headers // of the rows that have any
+	inputs  map[uint32]*Input  // that a [cause] does not stand for
+	topics  []string           // of causes
+	updates []rowUpdate        // of dirty rows, in order; one that was overtaken is not its row's last
 	dirty   int
 	last    int64 // number of the last update
 	step    uint64
 	undo    []rowUndo // what this Step changed, for a rollback
-	spare   [][]byte
+	removed []byte    // keys of undo
+	flushed flushing  // memory of a flush, to be used again
 	// overhead is how many bytes a key of the store has more than one here.
 	overhead int
 	// flush writes a row to the store, and forwards its change. The row is not in the cache's hands meanwhile.
 	flush func(r heldRow) error
-	// added and removed keep the order of keys, where a store needs one; nil for nothing.
-	added, removed func(key string)
+	// onAdd and onRemove keep the order of keys, where a store needs one; nil for nothing.
+	onAdd, onRemove func(key []byte)
 }
 
 // heldRow is a row as it is held back.
 type heldRow struct {
-	key   string
+	key   []byte
 	value []byte // nil: deleted
 	meta  state.Meta
 	in    *Input // the record that caused the update, less its key and value; nil in a punctuation
@@ -56,24 +61,45 @@ func (r *heldRow) logged(tagged bool) state.Meta {
 	return m
 }
 
+// cachedRow is what is known of a row beside its key and value.
 type cachedRow struct {
-	heldRow
-	input        Input
-	update       int64 // number of the last update; 0: the row has gone on
-	bytes        int64
-	newer, older *cachedRow
+	update    int64 // number of the last update; 0: the row has gone on
+	bytes     int64
+	timestamp int64
+	cause     cause
+}
+
+// cause is the record that caused an update, as far as it has neither headers nor dead letters. Many are kept.
+type cause struct {
+	offset, timestamp      int64
+	partition, leaderEpoch int32
+	topic                  int32 // place in rowCache.topics, from 1 on; 0: it is in rowCache.inputs, or there is none
 }
 
 type rowUpdate struct {
-	row    *cachedRow
+	id     uint32
 	number int64
 }
 
+// rowUndo takes back a change of a row: that it was made, changed, or removed.
 type rowUndo struct {
-	key      string
-	before   *cachedRow // nil: there was none
-	replaced []byte     // its value, where nobody has it any more
+	kind    undoKind
+	id      uint32
+	row     cachedRow // as it was
+	value   state.Value
+	headers Headers
+	in      *Input
+	keyLen  int // of a removed one
 }
+
+type undoKind uint8
+
+const (
+	wasAdded undoKind = iota
+	wasChanged
+	wasRemoved
+	hasGoneOn // its update went to the store
+)
 
 // rowBytes is what a row takes beside its key, its value and what it remembers of its record, as Kafka Streams counts.
 const rowBytes = 24 + 1 + 8 + 8 + 4
@@ -82,8 +108,7 @@ func newRowCache(c *Chain, store string) *rowCache {
 	if c.cache == nil {
 		c.cache = &recordCache{limit: c.CacheBytes, rows: map[string]*rowCache{}}
 	}
-	r := &rowCache{c: c, of: c.cache, rows: map[string]*cachedRow{}}
-	r.lru.newer, r.lru.older = &r.lru, &r.lru
+	r := &rowCache{c: c, of: c.cache, headers: map[uint32]Headers{}, inputs: map[uint32]*Input{}}
 	c.cache.rows[store] = r
 	c.rollbacks = append(c.rollbacks, r.rollback)
 	return r
@@ -112,7 +137,7 @@ func (c *Chain) flushCaches() error {
 	}
 	for _, s := range c.sub.Stores {
 		if r := c.cache.rows[s.Name]; r != nil {
-			if err := r.flushAll(nil); err != nil {
+			if err := r.flushAll(0); err != nil {
 				return err
 			}
 		}
@@ -135,231 +160,364 @@ func (c *Chain) Held() bool {
 
 // get returns a row's value and whether the cache has it. A nil value is a row that was deleted.
 func (r *rowCache) get(key []byte) (value []byte, ok bool) {
-	row := r.rows[string(key)]
-	if row == nil {
+	id := r.held.Find(key)
+	if id == 0 {
 		return nil, false
 	}
-	row.unlink()
-	r.link(row)
-	return row.value, true
+	r.held.Use(id)
+	return r.held.Get(id), true
 }
 
 // hold keeps an update back.
 func (r *rowCache) hold(key, value []byte, m state.Meta) error {
-	row := r.change(key, value)
-	row.meta = m
-	row.remember(r.c)
+	id := r.change(key, value)
+	row := r.row(id)
+	row.timestamp = m.Timestamp
+	r.setHeaders(id, m.Headers)
+	r.remember(id)
 	if row.update == 0 {
 		r.dirty++
 	}
 	r.last++
 	row.update = r.last
-	r.updates = append(r.updates, rowUpdate{row, row.update})
+	r.updates = append(r.updates, rowUpdate{id, r.last})
 	if len(r.updates) > 2*r.dirty+1024 {
 		r.forgetOvertaken()
 	}
-	r.size(row)
+	r.size(id)
 	return r.evict()
 }
 
 // keep remembers what the store has, to be read again, and returns it.
 func (r *rowCache) keep(key, value []byte) ([]byte, error) {
-	row := r.change(key, value)
-	kept := row.value
-	r.size(row)
+	id := r.change(key, value)
+	kept := r.held.Get(id)
+	r.size(id)
 	return kept, r.evict()
 }
 
-// change returns the row of a key with a new value, as the one used last.
-func (r *rowCache) change(key, value []byte) *cachedRow {
-	if r.step != r.c.steps {
-		r.step = r.c.steps
-		for _, u := range r.undo {
-			if u.replaced != nil {
-				r.spare = append(r.spare, u.replaced)
-			}
-		}
-		r.undo = r.undo[:0]
+func (r *rowCache) row(id uint32) *cachedRow { return &r.rows[id-1] }
+
+// change gives the row of a key a new value, makes it the one used last, and returns it.
+func (r *rowCache) change(key, value []byte) (id uint32) {
+	if id = r.held.Find(key); id == 0 {
+		id = r.add(key)
+		r.note(rowUndo{kind: wasAdded, id: id})
+		r.held.Set(id, value)
+		return id
 	}
-	row := r.rows[string(key)]
-	if row == nil {
-		row = &cachedRow{heldRow: heldRow{key: string(key)}}
-		r.rows[row.key] = row
-		r.undo = append(r.undo, rowUndo{key: row.key})
-		if r.added != nil {
-			r.added(row.key)
-		}
-	} else {
-		before := *row
-		r.undo = append(r.undo, rowUndo{row.key, &before, row.value})
-		row.unlink()
-	}
-	r.link(row)
-	row.value = nil
-	if value != nil {
-		row.value = append(r.buffer(), value...)
-	}
-	return row
+	r.held.Use(id)
+	u := r.before(wasChanged, id)
+	u.value = r.held.Set(id, value)
+	r.note(u)
+	return id
 }
 
-func (r *rowCache) buffer() []byte {
-	n := len(r.spare)
-	if n == 0 {
-		return []byte{}
+// add makes a row.
+func (r *rowCache) add(key []byte) (id uint32) {
+	id = r.held.Add(key)
+	for int(id) > len(r.rows) {
+		r.rows = append(r.rows, cachedRow{})
 	}
-	b := r.spare[n-1][:0]
-	r.spare = r.spare[:n-1]
-	return b
+	*r.row(id) = cachedRow{}
+	if r.onAdd != nil {
+		r.onAdd(key)
+	}
+	return id
+}
+
+// before returns how a row is, to be noted.
+func (r *rowCache) before(kind undoKind, id uint32) rowUndo {
+	u := rowUndo{kind: kind, id: id, row: *r.row(id)}
+	if len(r.headers) > 0 {
+		u.headers = r.headers[id]
+	}
+	if len(r.inputs) > 0 {
+		u.in = r.inputs[id]
+	}
+	return u
+}
+
+// note keeps what takes a change back. With the first of a Step those of the last one are forgotten, and the values that
+// only they had.
+func (r *rowCache) note(u rowUndo) {
+	if r.step != r.c.steps {
+		r.step = r.c.steps
+		r.forgetUndo()
+	}
+	r.undo = append(r.undo, u)
+}
+
+func (r *rowCache) forgetUndo() {
+	for i := range r.undo {
+		r.held.Free(r.undo[i].value)
+	}
+	clear(r.undo)
+	r.undo, r.removed = r.undo[:0], r.removed[:0]
+	if cap(r.undo) > mostUndo {
+		r.undo, r.removed = nil, nil
+	}
+}
+
+// mostUndo is how many notes of changes a cache has memory for from one Step to the next.
+const mostUndo = 4096
+
+func (r *rowCache) setHeaders(id uint32, h Headers) {
+	switch {
+	case h.Len() > 0:
+		r.headers[id] = h
+	case len(r.headers) > 0:
+		delete(r.headers, id)
+	}
 }
 
 // remember notes the record that is at hand. Its bytes are needed for dead letters only.
-func (r *cachedRow) remember(c *Chain) {
-	r.in = nil
-	if c.cur.in == nil {
-		return
+func (r *rowCache) remember(id uint32) {
+	in := r.c.cur.in
+	row := r.row(id)
+	row.cause = cause{}
+	if len(r.inputs) > 0 {
+		delete(r.inputs, id)
 	}
-	r.input = *c.cur.in
-	r.input.Key, r.input.Value = nil, nil
-	if c.DeadLetters != "" {
-		r.input.Key, r.input.Value = bytes.Clone(c.cur.in.Key), bytes.Clone(c.cur.in.Value)
+	switch {
+	case in == nil:
+	case r.c.DeadLetters == "" && in.Headers.Len() == 0:
+		row.cause = cause{in.Offset, in.Timestamp, in.Partition, in.LeaderEpoch, r.topic(in.Topic)}
+	default:
+		kept := *in
+		kept.Key, kept.Value = nil, nil
+		if r.c.DeadLetters != "" {
+			kept.Key, kept.Value = bytes.Clone(in.Key), bytes.Clone(in.Value)
+		}
+		r.inputs[id] = &kept
 	}
-	r.in = &r.input
+}
+
+func (r *rowCache) topic(name string) int32 {
+	i := slices.Index(r.topics, name)
+	if i < 0 {
+		i = len(r.topics)
+		r.topics = append(r.topics, strings.Clone(name))
+	}
+	return int32(i + 1)
+}
+
+// topicOf returns the topic of a row's record, "" for none.
+func (r *rowCache) topicOf(id uint32) string {
+	if c := r.row(id).cause; c.topic > 0 {
+		return r.topics[c.topic-1]
+	}
+	if len(r.inputs) > 0 && r.inputs[id] != nil {
+		return r.inputs[id].Topic
+	}
+	return ""
 }
 
 // size counts a row's bytes anew.
-func (r *rowCache) size(row *cachedRow) {
-	n := int64(rowBytes + r.overhead + len(row.key) + len(row.value))
-	if row.in != nil {
-		n += int64(len(row.in.Topic))
+func (r *rowCache) size(id uint32) {
+	n := int64(rowBytes + r.overhead + len(r.held.Key(id)) + len(r.held.Get(id)) + len(r.topicOf(id)))
+	if len(r.headers) > 0 {
+		for h := range r.headers[id].All() {
+			n += int64(len(h.Key) + len(h.Value))
+		}
 	}
-	for h := range row.meta.Headers.All() {
-		n += int64(len(h.Key) + len(h.Value))
-	}
+	row := r.row(id)
 	r.of.used += n - row.bytes
 	row.bytes = n
 }
 
 // evict makes room: rows leave until the task's cache is within its bytes, or this store has none left.
 func (r *rowCache) evict() error {
-	for r.of.used > r.of.limit && len(r.rows) > 0 {
-		row := r.lru.newer
-		r.undoRemoval(row)
-		r.drop(row)
-		if row.update == 0 {
+	for r.of.used > r.of.limit && r.held.Oldest() != 0 {
+		id := r.held.Oldest()
+		if r.row(id).update != 0 {
+			if err := r.flushAll(id); err != nil {
+				return err
+			}
 			continue
 		}
-		if err := r.flushAll(row); err != nil {
-			return err
-		}
+		r.drop(id)
 	}
 	return nil
 }
 
-func (r *rowCache) undoRemoval(row *cachedRow) {
-	before := *row
-	r.undo = append(r.undo, rowUndo{key: row.key, before: &before})
+// drop takes a row out, with an update that has not gone on.
+func (r *rowCache) drop(id uint32) {
+	key := r.held.Key(id)
+	u := r.before(wasRemoved, id)
+	u.keyLen = len(key)
+	r.note(u)
+	r.removed = append(r.removed, key...)
+	if r.onRemove != nil {
+		r.onRemove(key)
+	}
+	r.undo[len(r.undo)-1].value = r.held.Remove(id)
+	r.forget(id)
+	r.of.used -= u.row.bytes
+	if u.row.update != 0 {
+		r.dirty--
+	}
+	*r.row(id) = cachedRow{}
 }
 
-// drop takes a row out.
-func (r *rowCache) drop(row *cachedRow) {
-	row.unlink()
-	delete(r.rows, row.key)
-	r.of.used -= row.bytes
-	if r.removed != nil {
-		r.removed(row.key)
+// forget drops what is kept of a row in maps.
+func (r *rowCache) forget(id uint32) {
+	if len(r.headers) > 0 {
+		delete(r.headers, id)
+	}
+	if len(r.inputs) > 0 {
+		delete(r.inputs, id)
 	}
 }
 
-// flushAll sends the updates on, the evicted row's first, then by their order. Rows that were deleted are then gone.
-func (r *rowCache) flushAll(evicted *cachedRow) error {
+// flushing is a list of rows as they were when their flush began, and their keys and values.
+type flushing struct {
+	rows  []flushedRow
+	bytes []byte
+}
+
+type flushedRow struct {
+	keyLen, valueLen int // of bytes; a value of -1 is a deletion
+	row              cachedRow
+	headers          Headers
+	in               *Input
+}
+
+// add notes a row.
+func (f *flushing) add(r *rowCache, id uint32) {
+	key, value := r.held.Key(id), r.held.Get(id)
+	u := r.before(hasGoneOn, id)
+	row := flushedRow{len(key), len(value), u.row, u.headers, u.in}
+	if value == nil {
+		row.valueLen = -1
+	}
+	f.bytes = append(append(f.bytes, key...), value...)
+	f.rows = append(f.rows, row)
+}
+
+// next returns the next row, at an offset in bytes, and the offset behind it.
+func (f *flushing) next(row *flushedRow, at int) (h heldRow, behind int) {
+	h.key = f.bytes[at : at+row.keyLen : at+row.keyLen]
+	at += row.keyLen
+	if row.valueLen >= 0 {
+		h.value = f.bytes[at : at+row.valueLen : at+row.valueLen]
+		at += row.valueLen
+	}
+	h.meta = state.Meta{Timestamp: row.row.timestamp, Headers: row.headers}
+	return h, at
+}
+
+// flushAll sends the updates on, the evicted row's first, if there is one, then by their order. That one, and rows that
+// were deleted, are then gone.
+func (r *rowCache) flushAll(evicted uint32) error {
 	if r.dirty == 0 {
 		return nil
 	}
 	r.forgetOvertaken()
-	var held []heldRow
-	if evicted != nil {
-		held = append(held, evicted.heldRow)
+	f := r.flushed
+	r.flushed = flushing{} // a flush within this one has memory of its own
+	if evicted != 0 {
+		f.add(r, evicted)
+		r.drop(evicted)
 	}
 	for _, u := range r.updates {
-		if u.row == evicted {
+		if r.row(u.id).update != u.number { // the evicted one
 			continue
 		}
-		r.undoRemoval(u.row)
-		u.row.update = 0
-		h := u.row.heldRow
-		if h.in != nil { // the row may be updated again while it goes on
-			in := u.row.input
-			h.in = &in
-		}
-		held = append(held, h)
+		f.add(r, u.id)
+		r.note(r.before(hasGoneOn, u.id))
+		r.row(u.id).update = 0
 	}
-	clear(r.updates)
 	r.updates, r.dirty = r.updates[:0], 0
-	cur, at, flushing := r.c.cur, r.c.at, r.c.flushing
+	cur, at, isFlushing := r.c.cur, r.c.at, r.c.flushing
 	r.c.flushing = true
 	defer func() {
 		cur.sent = cur.sent || r.c.cur.sent
-		r.c.cur, r.c.at, r.c.flushing = cur, at, flushing
+		r.c.cur, r.c.at, r.c.flushing = cur, at, isFlushing
 	}()
-	for _, h := range held {
+	var in Input
+	var h heldRow
+	from := 0
+	for i := range f.rows {
+		row := &f.rows[i]
+		h, from = f.next(row, from)
+		h.in = row.in
+		if c := row.row.cause; c.topic > 0 {
+			in = Input{
+				Topic: r.topics[c.topic-1], Partition: c.partition, Offset: c.offset, LeaderEpoch: c.leaderEpoch, Timestamp: c.timestamp,
+			}
+			h.in = &in
+		}
 		r.c.cur = current{in: h.in, ts: h.meta.Timestamp, headers: h.meta.Headers}
 		if err := r.c.Guard(func() error { return r.flush(h) }); err != nil {
 			return err
 		}
-		if row := r.rows[h.key]; row != nil && row.update == 0 && row.value == nil {
-			r.drop(row)
+		if h.value != nil {
+			continue
 		}
+		if id := r.held.Find(h.key); id != 0 && r.row(id).update == 0 && r.held.Get(id) == nil {
+			r.drop(id)
+		}
+	}
+	clear(f.rows)
+	if cap(f.rows) <= mostUndo {
+		r.flushed = flushing{f.rows[:0], f.bytes[:0]}
 	}
 	return nil
 }
 
 // forgetOvertaken drops the updates that later ones of their rows replaced.
 func (r *rowCache) forgetOvertaken() {
-	r.updates = slices.DeleteFunc(r.updates, func(u rowUpdate) bool { return u.row.update != u.number })
+	r.updates = slices.DeleteFunc(r.updates, func(u rowUpdate) bool { return r.row(u.id).update != u.number })
 }
 
-// rollback restores what a Step changed.
+// rollback restores what a Step changed, the last change first, so that each finds the ids that it knew.
 func (r *rowCache) rollback() {
 	if r.step != r.c.steps {
 		return
 	}
-	for _, u := range slices.Backward(r.undo) {
-		if row := r.rows[u.key]; row != nil {
-			r.drop(row)
-		}
-		if u.before == nil {
-			continue
-		}
-		row := u.before
-		if row.in != nil {
-			row.in = &row.input
-		}
-		r.rows[row.key] = row
-		r.link(row)
-		r.of.used += row.bytes
-		if r.added != nil {
-			r.added(row.key)
-		}
+	for i := len(r.undo) - 1; i >= 0; i-- {
+		r.takeBack(&r.undo[i])
 	}
-	r.undo = r.undo[:0]
+	clear(r.undo)
+	r.undo, r.removed = r.undo[:0], r.removed[:0]
 	r.updates = r.updates[:0]
-	for _, row := range r.rows {
-		if row.update > 0 {
-			r.updates = append(r.updates, rowUpdate{row, row.update})
+	for id := r.held.Next(0); id != 0; id = r.held.Next(id) {
+		if n := r.row(id).update; n > 0 {
+			r.updates = append(r.updates, rowUpdate{id, n})
 		}
 	}
 	r.dirty = len(r.updates)
 	slices.SortFunc(r.updates, func(a, b rowUpdate) int { return cmp.Compare(a.number, b.number) })
 }
 
-// link makes a row the one used last, unlink takes it out of the ring.
-func (r *rowCache) link(row *cachedRow) {
-	row.older, row.newer = r.lru.older, &r.lru
-	row.older.newer, r.lru.older = row, row
-}
-
-func (row *cachedRow) unlink() {
-	row.older.newer, row.newer.older = row.newer, row.older
+func (r *rowCache) takeBack(u *rowUndo) {
+	switch u.kind {
+	case wasAdded:
+		if r.onRemove != nil {
+			r.onRemove(r.held.Key(u.id))
+		}
+		r.of.used -= r.row(u.id).bytes
+		r.held.Free(r.held.Remove(u.id))
+		r.forget(u.id)
+		return
+	case hasGoneOn:
+		r.row(u.id).update = u.row.update
+		return
+	case wasRemoved:
+		key := r.removed[len(r.removed)-u.keyLen:]
+		r.removed = r.removed[:len(r.removed)-u.keyLen]
+		r.add(key)
+	}
+	r.held.Restore(u.id, u.value)
+	r.of.used += u.row.bytes - r.row(u.id).bytes
+	*r.row(u.id) = u.row
+	r.setHeaders(u.id, u.headers)
+	if u.in != nil {
+		r.inputs[u.id] = u.in
+	} else if len(r.inputs) > 0 {
+		delete(r.inputs, u.id)
+	}
 }
 
 // cachedKeyValues is a key-value store behind its cache.
@@ -375,7 +533,7 @@ type cachedKeyValues struct {
 
 // write gives a row to the store. One that is not there and was not before is as if it had never been.
 func (k *cachedKeyValues) write(r heldRow) error {
-	key := []byte(r.key)
+	key := r.key
 	var old []byte
 	if r.value == nil || k.sendOld {
 		b, ok, err := k.st.Get(key)
@@ -418,17 +576,16 @@ func (k *cachedKeyValues) Put(key, value []byte, m state.Meta) error { return k.
 // DeleteRange implements state.Store.
 func (k *cachedKeyValues) DeleteRange(from, to []byte) error {
 	for _, key := range k.between(from, to) {
-		k.undoRemoval(k.rows[key])
-		k.drop(k.rows[key])
+		k.drop(k.held.Find([]byte(key)))
 	}
 	return k.st.DeleteRange(from, to)
 }
 
 // between returns the keys that the cache has of a range, in order.
 func (r *rowCache) between(from, to []byte) (keys []string) {
-	for key := range r.rows {
-		if key >= string(from) && (to == nil || key < string(to)) {
-			keys = append(keys, key)
+	for id := r.held.Next(0); id != 0; id = r.held.Next(id) {
+		if key := r.held.Key(id); bytes.Compare(key, from) >= 0 && (to == nil || bytes.Compare(key, to) < 0) {
+			keys = append(keys, string(key))
 		}
 	}
 	slices.Sort(keys)
@@ -439,7 +596,8 @@ func (r *rowCache) between(from, to []byte) (keys []string) {
 func (k *cachedKeyValues) Scan(from, to []byte, reverse bool) state.Iterator {
 	it := &cachedScan{under: k.st.Scan(from, to, reverse), reverse: reverse}
 	for _, key := range k.between(from, to) {
-		it.held = append(it.held, heldRow{key: key, value: k.rows[key].value})
+		b := []byte(key)
+		it.held = append(it.held, heldRow{key: b, value: k.held.Get(k.held.Find(b))})
 	}
 	if reverse {
 		slices.Reverse(it.held)
@@ -469,7 +627,7 @@ func (s *cachedScan) Next() bool {
 		h := s.held[0]
 		order := -1
 		if s.more {
-			order = bytes.Compare([]byte(h.key), s.under.Key())
+			order = bytes.Compare(h.key, s.under.Key())
 			if s.reverse {
 				order = -order
 			}
@@ -493,7 +651,7 @@ func (s *cachedScan) Next() bool {
 // Key implements state.Iterator.
 func (s *cachedScan) Key() []byte {
 	if s.cached {
-		return []byte(s.at.key)
+		return s.at.key
 	}
 	return s.under.Key()
 }

@@ -33,22 +33,22 @@ func newWindowCache(c *Chain, s *StoreSpec, suffix int) *windowCache {
 	if s.Kind == WindowStore {
 		w.overhead += 4 // and the sequence number
 	}
-	w.added = func(key string) {
+	w.onAdd = func(key []byte) {
 		k, at := w.cut(key)
-		list := w.spans[k]
+		list := w.spans[string(k)]
 		i, found := slices.BinarySearchFunc(list, at, span.compare)
 		if !found {
-			w.spans[k] = slices.Insert(list, i, at)
+			w.spans[string(k)] = slices.Insert(list, i, at)
 		}
 	}
-	w.removed = func(key string) {
+	w.onRemove = func(key []byte) {
 		k, at := w.cut(key)
-		list := w.spans[k]
+		list := w.spans[string(k)]
 		if i, found := slices.BinarySearchFunc(list, at, span.compare); found {
 			list = slices.Delete(list, i, i+1)
 		}
-		if w.spans[k] = list; len(list) == 0 {
-			delete(w.spans, k)
+		if w.spans[string(k)] = list; len(list) == 0 {
+			delete(w.spans, string(k))
 		}
 	}
 	return w
@@ -64,11 +64,11 @@ func (w *windowCache) cacheKey(key []byte, at span) []byte {
 }
 
 // cut returns the key proper of a row's key, and its times.
-func (w *windowCache) cut(key string) (string, span) {
+func (w *windowCache) cut(key []byte) ([]byte, span) {
 	n := len(key) - w.suffix
-	at := span{first: int64(binary.BigEndian.Uint64([]byte(key[n : n+8])))}
+	at := span{first: int64(binary.BigEndian.Uint64(key[n : n+8]))}
 	if w.suffix == 16 {
-		at.second = int64(binary.BigEndian.Uint64([]byte(key[n+8:])))
+		at.second = int64(binary.BigEndian.Uint64(key[n+8:]))
 	}
 	return key[:n], at
 }
@@ -86,7 +86,7 @@ func (w *windowCache) within(key []byte, from, to int64, fits func(span) bool) (
 	i := sort.Search(len(list), func(i int) bool { return list[i].first >= from })
 	for ; i < len(list) && list[i].first <= to; i++ {
 		if fits(list[i]) {
-			rows = append(rows, cachedSpan{"", list[i], w.rows[string(w.cacheKey(key, list[i]))].value})
+			rows = append(rows, cachedSpan{"", list[i], w.held.Get(w.held.Find(w.cacheKey(key, list[i])))})
 		}
 	}
 	return rows
@@ -193,8 +193,7 @@ func (c *Chain) cachedWindows(s *StoreSpec) state.WindowBytes {
 
 // write gives a row to the store. One that is not there and was not before is as if it had never been.
 func (w *cachedWindows) write(r heldRow) error {
-	k, at := w.cut(r.key)
-	key := []byte(k)
+	key, at := w.cut(r.key)
 	var old []byte
 	if r.value == nil || w.sendOld {
 		b, ok, err := w.st.Get(key, at.first)
@@ -293,8 +292,7 @@ func (c *Chain) cachedSessions(s *StoreSpec) state.SessionBytes {
 }
 
 func (w *cachedSessions) write(r heldRow) error {
-	k, at := w.cut(r.key)
-	key := []byte(k)
+	key, at := w.cut(r.key)
 	var old []byte
 	if r.value == nil || w.sendOld {
 		b, ok, err := w.st.Get(key, at.second, at.first)
