@@ -63,6 +63,7 @@ const (
 	versionSuffix = 8
 	deleted       = 0
 	kept          = 1
+	forgotten     = 2 // a deletion that is only logged
 )
 
 func appendVersion(dst, key []byte, at int64) []byte {
@@ -92,9 +93,12 @@ func (s *Versions) walk(key []byte, from int64, f func(at int64, value []byte) b
 		if !ok || len(v) == 0 {
 			return errors.Join(errVersion, it.Close())
 		}
-		if v[0] == deleted {
+		switch v[0] {
+		case forgotten:
+			continue
+		case deleted:
 			v = nil
-		} else {
+		default:
 			v = v[1:]
 		}
 		if !f(at, v) {
@@ -148,14 +152,24 @@ func (s *Versions) Put(key, value []byte, at int64, m Meta) (until int64, err er
 		return NotPut, nil
 	}
 	until = Latest
-	err = s.walk(key, math.MaxInt64, func(t int64, _ []byte) bool {
-		if t > at {
+	replaced, before := false, false // a value at this time, a value that it ended
+	err = s.walk(key, math.MaxInt64, func(t int64, v []byte) bool {
+		switch {
+		case t > at:
 			until = t
+			return true
+		case t == at:
+			replaced = v != nil
+			return true
 		}
-		return t > at
+		before = v != nil
+		return false
 	})
 	if err != nil {
 		return 0, err
+	}
+	if value == nil && until == Latest && replaced && !before { // as in Kafka Streams, which takes the value out and notes nothing
+		s.value[0] = forgotten
 	}
 	s.o.Time.Set(max(s.o.Time.Get(), at))
 	s.key = appendVersion(s.key[:0], key, at)
@@ -248,7 +262,7 @@ func (s *Versions) sweep() error {
 				break
 			}
 			key = append(key[:0], k...)
-			if it.Value()[0] == deleted && at < oldest {
+			if it.Value()[0] != kept && at < oldest {
 				gone = append(gone, bytes.Clone(local))
 			}
 		} else if len(gone) > 0 || newer <= oldest {
@@ -291,7 +305,7 @@ func (VersionFormat) Log(key, value []byte, m Meta) Logged {
 	at, _ := versionTime(key)
 	k, _, _ := CutKey(make([]byte, 0, len(key)), key)
 	r := Logged{Key: k, Timestamp: at, Headers: m.Headers}
-	if value[0] != deleted {
+	if value[0] == kept {
 		r.Value = value[1:]
 	}
 	return r

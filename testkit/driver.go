@@ -499,6 +499,7 @@ func (d *Driver) logOutputs() {
 func (d *Driver) commit(u *unit) {
 	d.t.Helper()
 	d.check(u.Flush())
+	d.logOutputs()
 	sealed := u.Seal()
 	d.check(sealed.Changes(func(c task.Change) error {
 		if d.logsAtCommit(c.Store) {

@@ -191,7 +191,8 @@ func (c *Chain) cachedWindows(s *StoreSpec) state.WindowBytes {
 	return w
 }
 
-// write gives a row to the store. One that is not there and was not before is as if it had never been.
+// write gives a row to the store. One that is not there and was not before is as if it had never been, where rows are
+// forwarded.
 func (w *cachedWindows) write(r heldRow) error {
 	key, at := w.cut(r.key)
 	var old []byte
@@ -204,7 +205,7 @@ func (w *cachedWindows) write(r heldRow) error {
 			old = bytes.Clone(b)
 		}
 	}
-	if r.value == nil && old == nil {
+	if r.value == nil && old == nil && w.forward != nil {
 		return nil
 	}
 	if err := w.st.Put(key, at.first, r.value, r.logged(w.spec.HeadersOfDeletes)); err != nil {
@@ -257,7 +258,7 @@ func (w *cachedWindows) Range(keyFrom, keyTo []byte, from, to int64, reverse boo
 
 // order is that of the store: on disk by segment, key and start, in memory by start and key.
 func (w *cachedWindows) order(a, b cachedSpan) int {
-	if w.spec.InMemory {
+	if w.spec.InMemory || w.spec.ByStart {
 		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.key, b.key))
 	}
 	n := w.spec.SegmentMs
@@ -364,7 +365,7 @@ func (w *cachedSessions) Range(keyFrom, keyTo []byte, earliestEnd, latestStart i
 
 // order is that of the store: on disk by segment, key, end and start, in memory by end, key, then start descending.
 func (w *cachedSessions) order(a, b cachedSpan) int {
-	if w.spec.InMemory {
+	if w.spec.InMemory || w.spec.ByStart {
 		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.key, b.key), cmp.Compare(b.second, a.second))
 	}
 	n := w.spec.SegmentMs
@@ -382,7 +383,11 @@ func forwardWindows[K, V any](c *Chain, s *windowRows[K, V], sendOld bool) {
 	if !ok {
 		return
 	}
-	s.held, w.sendOld = true, sendOld
+	s.held = true
+	if w.spec.Final { // its results are read back from it
+		return
+	}
+	w.sendOld = sendOld
 	w.forward = func(key []byte, start int64, value, old []byte, m state.Meta) error {
 		k, err := s.keys.Decode(key)
 		ch := s.change(k, key, start, m.Timestamp, m.Headers)
@@ -413,7 +418,10 @@ func forwardSessions[K, V any](c *Chain, s *sessionRows[K, V], sendOld bool) {
 	w.forward = func(key []byte, start, end int64, value, old []byte, m state.Meta) error {
 		k, err := s.keys.Decode(key)
 		ch := s.change(k, key, start, end)
-		ch.headers, ch.noNew = m.Headers, value == nil
+		ch.noNew = value == nil
+		if !s.tagged { // a store with room for headers has kept none
+			ch.headers = m.Headers
+		}
 		if err == nil && value != nil {
 			ch.rawNew = c.out.arena.copy(value)
 			err = decodeInto(&ch.new, s.values, value)

@@ -110,6 +110,7 @@ type Chain struct {
 	undo         []undo
 	stream       schedule // punctuations by stream time
 	wall         schedule // and by wall clock
+	schedules    int      // how many were made
 	closers      []func()
 	steps        uint64 // how often Begin was called
 	cache        *recordCache
@@ -157,6 +158,8 @@ func (g *Graph) Link(sub *Subtopology, env Env) (c *Chain, err error) {
 	for _, n := range sub.nodes {
 		c.input(n)
 	}
+	c.stream.arrange(sub.nodes)
+	c.wall.arrange(sub.nodes)
 	return c, c.err
 }
 

@@ -197,7 +197,7 @@ func (x *build) compile() {
 	}
 	x.g.groups, x.g.tables = x.groups, x.tables
 	for _, t := range x.tables {
-		if t.spec != nil && x.headerStores {
+		if t.spec != nil && x.headerStores && !t.spec.InMemory {
 			t.spec.HeadersOfDeletes = true
 		}
 	}

@@ -241,3 +241,21 @@ func (s *treeSet) rotate(n *treeNode, left bool) {
 	}
 	n.up = child
 }
+
+// hashed returns names, each once, in the order that a HashSet made for as many of them iterates over them.
+func hashed(names []string) []string {
+	buckets := 1
+	for buckets < len(names) {
+		buckets *= 2
+	}
+	var once []string
+	for _, n := range names {
+		if !slices.Contains(once, n) {
+			once = append(once, n)
+		}
+	}
+	for len(once) > buckets*3/4 {
+		buckets *= 2
+	}
+	return hashOrder(once, buckets)
+}

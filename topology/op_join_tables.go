@@ -1,6 +1,8 @@
 package topology
 
 import (
+	"slices"
+
 	"github.com/eddyline/eddyline/serde"
 )
 
@@ -62,7 +64,7 @@ func joinTables[R, K, V, W any](left table[K, V], right table[K, W], kind joinKi
 			if info.kept {
 				return []string{info.spec.Name}
 			}
-			return union(a.lend(), b.lend())
+			return hashed(append(slices.Clip(a.lend()), b.lend()...))
 		}
 		v := &vertex{name: info.name, versioned: unversioned}
 		if info.kept {

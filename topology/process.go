@@ -344,9 +344,10 @@ func linkProcessValues[K, V, W any](setUp func(*ValueContext[W]) Processor[K, V]
 	return func(c *Chain, n *node) any {
 		next := next[K, W](c, n)
 		var at rec[K, V] // the record at hand
+		var any bool     // there is one
 		x := &ValueContext[W]{processorContext: processorContext{Context: c.Context, c: c, n: n}, null: serde.AbsentFunc[W]()}
 		x.forward = func(v W, ts int64, h Headers, tombstone bool) {
-			if c.cur.in == nil {
+			if !any {
 				x.Fail(fmt.Errorf("forward from a punctuation of %q: there is no record whose key it could have; use Process", n.name))
 				return
 			}
@@ -356,7 +357,8 @@ func linkProcessValues[K, V, W any](setUp func(*ValueContext[W]) Processor[K, V]
 		c.at = n
 		process := runProcessor(c, n, setUp(x))
 		return forward[K, V](func(r rec[K, V]) error {
-			at = r
+			at, any = r, true
+			defer func() { any = false }()
 			return process(r)
 		})
 	}

@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"cmp"
 	"container/heap"
 	"slices"
 	"time"
@@ -19,6 +20,7 @@ const (
 // punctuation is a schedule of a processor, at its next due time.
 type punctuation struct {
 	n         *node
+	number    int // of the chain's schedules
 	due       int64
 	everyMs   int64
 	f         func(now time.Time) error
@@ -59,6 +61,18 @@ func (s *schedule) run(c *Chain, now int64) error {
 	return nil
 }
 
+// arrange gives schedules that were made at set-up the order of the nodes: nodes are linked from the sinks backwards.
+func (s *schedule) arrange(nodes []*node) {
+	made := slices.Clone(*s)
+	slices.SortFunc(made, func(a, b *punctuation) int {
+		return cmp.Or(cmp.Compare(slices.Index(nodes, a.n), slices.Index(nodes, b.n)), cmp.Compare(a.number, b.number))
+	})
+	*s = (*s)[:0]
+	for _, p := range made {
+		heap.Push(s, p)
+	}
+}
+
 // after returns the next time of p's grid after now.
 func (p *punctuation) after(now int64) int64 {
 	if next := p.due + p.everyMs; now < next {
@@ -84,7 +98,8 @@ func (c *Chain) punctuate(p *punctuation, now int64) (err error) {
 
 // addSchedule calls f on a grid. A start in the past moves to the next time on its grid.
 func (c *Chain) addSchedule(n *node, kind TimeKind, start *int64, everyMs int64, f func(now time.Time) error) *punctuation {
-	p := &punctuation{n: n, everyMs: everyMs, f: f}
+	c.schedules++
+	p := &punctuation{n: n, number: c.schedules, everyMs: everyMs, f: f}
 	now, s := c.time, &c.stream
 	if kind == WallClock {
 		now, s = c.now, &c.wall

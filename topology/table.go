@@ -229,6 +229,18 @@ func newTable[K, V any](b *Builder, keys serde.Serde[K], values serde.Serde[V]) 
 	return t
 }
 
+// version tells whether a table that another is computed into is versioned, by the store that the user gave it. One without
+// a name keeps nothing, and still ends what is known of versions.
+func (r *tableRef) version() versionedness {
+	switch {
+	case r.store == nil:
+		return inherits
+	case r.store.Declare().Kind == state.KindVersioned:
+		return versioned
+	}
+	return unversioned
+}
+
 func (s *StoreSpec) version() versionedness {
 	if s.Kind == VersionedStore {
 		return versioned
@@ -352,10 +364,7 @@ func derive[W, K, V any](t table[K, V], prefix string, filter bool, opts []Optio
 			}
 			return from.lend()
 		}
-		v := &vertex{name: info.name}
-		if info.kept {
-			v.versioned = info.spec.version()
-		}
+		v := &vertex{name: info.name, versioned: out.ref.version()}
 		useVersions := false
 		v.onVersioned = func(string) { useVersions = true }
 		v.write = func(v *vertex) {

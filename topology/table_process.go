@@ -36,11 +36,8 @@ func processTable[W, K, V any](t table[K, V], setUp func(*ValueContext[W]) Proce
 	t.ref.b.add(func(x *build) {
 		from := x.table(t.ref)
 		info := &tableInfo{sources: from.sources}
-		if out.ref.store != nil {
+		if s := out.ref.store; s != nil && (s.Declare().Name != "" || out.ref.twice) { // a store without a name is none
 			info.spec, info.kept = x.keepSpec(out.ref, "KTABLE-TRANSFORMVALUES-")
-			if !info.kept { // a store without a name is none, but has always used a number up
-				info.spec = nil
-			}
 		}
 		info.name = x.nameOr(o.name, "KTABLE-TRANSFORMVALUES-")
 		info.ask = func(force bool) bool {
@@ -53,10 +50,7 @@ func processTable[W, K, V any](t table[K, V], setUp func(*ValueContext[W]) Proce
 			}
 			return from.lend()
 		}
-		v := &vertex{name: info.name}
-		if info.kept {
-			v.versioned = info.spec.version()
-		}
+		v := &vertex{name: info.name, versioned: out.ref.version()}
 		v.write = func(v *vertex) {
 			n := x.addTableNode(info, v.parentNames(), o.policy, linkProcessTable(t, out, info, setUp))
 			x.useAll(o, n)

@@ -18,8 +18,8 @@ const (
 	OnUpdate Emit = iota
 	// OnClose sends one result a window, once the stream time of the aggregation has closed it (KIP-825). Windows come by
 	// start, then key; sessions by end, start, then key. A result has its own timestamp, and the headers of the record
-	// that closed it. What the store has dropped by then is lost: if stream time can jump by more than the windows' size
-	// and grace, give the store a longer Retention. Only a record that reaches the aggregation closes windows, and a
+	// that closed it. What the store has dropped by then is lost, unless the record cache still has it: if stream time can
+	// jump by more than the windows' size and grace, give the store a longer Retention. Only a record that reaches the aggregation closes windows, and a
 	// running application looks once a second.
 	OnClose
 )
@@ -341,8 +341,9 @@ func (x *build) windowSpec(ref *tableRef, prefix string, w windowing) *StoreSpec
 	if s.Duplicates {
 		x.fault("store %q keeps duplicates, which an aggregation cannot be kept in; declare it without", s.Name)
 	}
-	x.finalSpec(s, w.emit)
+	s.Final = w.emit == OnClose
 	s.ByStart = s.Final && !w.sliding
+	s.Cached = s.Cached && (s.ByStart || !s.Final) // as in Kafka Streams: no cache where final results are searched for
 	return s
 }
 
@@ -351,15 +352,9 @@ func (x *build) sessionSpec(ref *tableRef, prefix string, w Sessions) *StoreSpec
 	s, _ := x.keepSpec(ref, prefix)
 	x.windowKind(ref, s, state.KindSession, (w.Gap + w.Grace).Milliseconds(), "a state.Session")
 	s.Kind, s.Timestamped = SessionStore, false
-	x.finalSpec(s, w.Emit)
+	s.Final = w.Emit == OnClose
+	s.Cached = s.Cached && !s.Final
 	return s
-}
-
-// finalSpec says how a store serves final results: they are read back from it, so no cache stands before it.
-func (x *build) finalSpec(s *StoreSpec, e Emit) {
-	if e == OnClose {
-		s.Final, s.Cached = true, false
-	}
 }
 
 // windowKind checks the store that was given for windows, and sets how long it keeps them.
