@@ -42,28 +42,29 @@ type App struct {
 	paused  atomic.Bool
 	state   atomic.Uint32 // a State
 
-	life     context.Context // of what serves tasks; ends when they are closed
-	notes    *inbox[note]
-	storage  *storage
-	admin    *kgo.Client
-	cluster  *cluster
-	limits   *limits
-	fencer   *fencer
-	group    group
-	source   *fetcher
-	restores *restorer
-	replicas *restorer // of standbys
-	globals  *globals  // nil: there are none
-	shelf    *shelf
-	planned  atomic.Pointer[map[task.ID]*topology.PlannedTask] // plan, once it is made
-	purger   *purger
-	moved    chan struct{}                    // has room for one: tasks came or went
-	runs     atomic.Pointer[map[task.ID]bool] // tasks that run; replaced, never changed
-	clients  []*kgo.Client
-	fencing  sync.Mutex
-	workers  []*worker
-	working  sync.WaitGroup
-	serving  sync.WaitGroup
+	life      context.Context // of what serves tasks; ends when they are closed
+	notes     *inbox[note]
+	storage   *storage
+	admin     *kgo.Client
+	cluster   *cluster
+	limits    *limits
+	fencer    *fencer
+	group     group
+	source    *fetcher
+	restores  *restorer
+	replicas  *restorer // of standbys
+	globals   *globals  // nil: there are none
+	shelf     *shelf
+	directory *directory
+	planned   atomic.Pointer[map[task.ID]*topology.PlannedTask] // plan, once it is made
+	purger    *purger
+	moved     chan struct{}                    // has room for one: tasks came or went
+	runs      atomic.Pointer[map[task.ID]bool] // tasks that run; replaced, never changed
+	clients   []*kgo.Client
+	fencing   sync.Mutex
+	workers   []*worker
+	working   sync.WaitGroup
+	serving   sync.WaitGroup
 
 	// Of the goroutine of Run.
 	plan     map[task.ID]*topology.PlannedTask
@@ -119,6 +120,7 @@ func New(g *topology.Graph, c Config) (*App, error) {
 		wanted: map[task.ID]bool{}, standbys: map[task.ID]*standby{}, sick: map[task.ID]uint64{}, moved: make(chan struct{}, 1),
 		shelf: newShelf(),
 	}
+	a.directory = &directory{ask: func(ctx context.Context) ([]instance, error) { return a.group.instances(ctx) }}
 	a.runs.Store(&map[task.ID]bool{})
 	a.metrics = newMetrics(a)
 	a.events = newEvents(c.OnEvent, a.log)

@@ -156,6 +156,10 @@ type Config struct {
 	// RackID says where this instance is, for brokers that serve reads from the nearest replica (client.rack).
 	RackID string
 
+	// Endpoint is where other instances reach this one, host:port, to pass queries on to it ([App.Queries]). The group
+	// tells it to them. Default: none, queries of what this instance has are answered here only (application.server).
+	Endpoint string
+
 	// TopicConfig is for the internal topics that are created, over Eddyline's own settings and under those of each
 	// store. Default: none (topic.*).
 	TopicConfig map[string]string

@@ -105,6 +105,14 @@ func (s *shelf) position(p topicPartition) (next int64, moved <-chan struct{}) {
 	return s.next[p], s.moved
 }
 
+// has reports whether an input is processed here.
+func (s *shelf) has(p topicPartition) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.next[p]
+	return ok
+}
+
 // show lets the stores of a task be read that begins to run.
 func (a *App) show(r *running) {
 	var at []offset
@@ -270,8 +278,10 @@ func (q query) missing(partition int32) error {
 	if q.app.State() == NotRunning || q.app.State() == Failed {
 		return fmt.Errorf("query store %q: %w", q.spec.Name, ErrNotRunning)
 	}
-	m := q.app.membership()
-	if partition != globalPartition && m != nil {
+	if partition == globalPartition || q.app.planned.Load() == nil {
+		return fmt.Errorf("query store %q: %w", q.spec.Name, ErrNotReady)
+	}
+	if m := q.app.membership(); m != nil {
 		if _, ours := m.owned[q.app.taskOf(q.spec, partition)]; !ours {
 			return fmt.Errorf("query store %q: partition %d: %w", q.spec.Name, partition, ErrNotHere)
 		}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -140,6 +141,8 @@ type restoreJob struct {
 	key, value []byte
 	batch      *state.SpaceBatch
 	run        *sortedRun    // for large ones; else nil
+	view       *state.View   // of a standby's store that can be queried; else nil
+	lag        atomic.Int64  // of a standby's store: records that are not read
 	expiry     *state.Expiry // nil: the store keeps all
 }
 

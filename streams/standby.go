@@ -172,6 +172,10 @@ func (t *follower) committed(ctx context.Context) (map[topicPartition]int64, err
 func (t *follower) begin(id task.ID, st *taskStore) error {
 	j := t.jobOf(id, st, st.offset, st.offset.Next)
 	j.batch = st.space.NewBatch()
+	if _, _, ok := t.app.graph.StoreText(st.spec); ok {
+		j.view = state.NewView(st.space)
+		t.app.shelf.put(id.Partition, &shelved{spec: st.spec, view: j.view, behind: j.lag.Load})
+	}
 	if !st.spec.Logged {
 		t.idle = append(t.idle, j)
 		return nil
@@ -198,6 +202,10 @@ func (t *follower) end() {
 		jobs = append(jobs, j)
 	}
 	for _, j := range jobs {
+		if j.view != nil {
+			t.app.shelf.take(j.id.Partition, j.view)
+			j.view.End()
+		}
 		if j.next > j.offset.Next { // behind the records there are markers: without an effect, but read
 			j.offset.Next = j.next
 			if err := j.st.space.SetOffset(j.offset); err != nil {
@@ -260,6 +268,7 @@ func (t *follower) take(ctx context.Context, j *restoreJob, f fetched) error {
 	t.source.settle(f.feed, f.bytes)
 	p := j.position()
 	p.To = max(f.end, j.next)
+	j.lag.Store(p.To - j.next)
 	t.app.metrics.restoring(p)
 	if j.next >= j.end {
 		t.source.remove(f.feed)

@@ -92,7 +92,6 @@ func (a *App) prepare(ctx context.Context) (*topology.Plan, error) {
 		t := &plan.Tasks[i]
 		a.plan[task.ID{Sub: t.Sub.ID, Partition: t.Partition}] = t
 	}
-	a.planned.Store(&a.plan)
 	return plan, nil
 }
 
@@ -196,6 +195,7 @@ func (a *App) client(part string) *kgo.Client {
 // join starts the workers and the membership. The group is told before what state lies here.
 func (a *App) join(ctx context.Context, plan *topology.Plan) error {
 	a.group = a.newGroup(plan)
+	a.planned.Store(&a.plan) // queries may look at it, and at the group, from now on
 	lags, err := a.lags(ctx)
 	if err != nil {
 		return err
@@ -218,7 +218,7 @@ func (a *App) newGroup(plan *topology.Plan) group {
 			err := a.storage.dir.NewIdentity()
 			return a.storage.dir.Identity(), err
 		},
-		workers: a.config.Workers, rack: a.config.RackID,
+		workers: a.config.Workers, rack: a.config.RackID, endpoint: a.config.Endpoint,
 		graph: a.graph, plan: a.planOptions(), topics: slices.Sorted(maps.Keys(plan.Partitions)),
 		standbys: a.config.NumStandbys, tags: a.config.ClientTags, acceptableLag: a.config.AcceptableLag,
 		maxWarmups: a.config.MaxWarmups, probing: a.config.ProbingInterval,
