@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -12,10 +13,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
+// queryTokenEnv is the environment variable that has the token of queries: a flag would be seen by everybody on the machine.
+const queryTokenEnv = "EDDYLINE_QUERY_TOKEN"
+
 // registry is where a program registers its metrics if its own configuration names no place.
 func (p *program) registry(c *Config) {
 	if p.http != "" && c.Metrics == nil {
 		c.Metrics = prometheus.NewRegistry()
+	}
+	if host, _, err := net.SplitHostPort(p.http); err == nil && host != "" && p.queries && c.Endpoint == "" {
+		c.Endpoint = p.http
 	}
 }
 
@@ -35,6 +42,16 @@ func (p *program) serve(a *App) (stop func(), err error) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", a.Health())
+	if p.queries {
+		token := os.Getenv(queryTokenEnv)
+		if own := l.Addr().(*net.TCPAddr).IP.IsLoopback(); !own && token == "" {
+			return nil, errors.Join(fmt.Errorf("--queries at %s, which others can reach: set %s to a token that they have to send, "+
+				"the same for all instances", l.Addr(), queryTokenEnv), l.Close())
+		}
+		queries := a.Queries(QueryOptions{Token: token})
+		mux.Handle("/stores", queries)
+		mux.Handle("/stores/", queries)
+	}
 	if g, ok := a.config.Metrics.(prometheus.Gatherer); ok {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
 	}

@@ -43,6 +43,7 @@ type program struct {
 	brokers    string
 	partitions int
 	http       string // address of probes and metrics; "": none
+	queries    bool   // and queries of the stores
 	logLevel   slog.Level
 	flags      *flag.FlagSet
 	out, err   io.Writer
@@ -135,6 +136,9 @@ func (p *program) defineFlags() {
 	f.IntVar(&p.partitions, "partitions", defaultPartitions, "`number` of partitions of the topics of the broker of its own")
 	f.StringVar(&p.http, "http", p.http, "`address` to serve probes (/live, /ready) and metrics (/metrics) at, such as 127.0.0.1:8080; "+
 		":8080 is this machine only (default: off)")
+	f.BoolVar(&p.queries, "queries", p.queries, "answer queries of the stores (/stores) at --http, for all instances; "+queryTokenEnv+
+		" has the token to ask for where others can reach the address")
+	f.StringVar(&c.Endpoint, "endpoint", c.Endpoint, "`host:port` where other instances reach --http of this one (default: --http, if that names a host)")
 	p.logLevel = slog.LevelInfo
 	f.TextVar(&p.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	p.flags = f
