@@ -38,6 +38,9 @@ var table = map[string]rule{
 			"github.com/twmb/avro", "google.golang.org/protobuf", "github.com/bufbuild/protocompile", "github.com/twmb/franz-go/pkg/sr", "github.com/google/uuid",
 		},
 	},
+	// What Kafka Connect writes, and its change streams.
+	"connect":          {ours: []string{"serde"}, free: []string{"net", "os"}},
+	"connect/debezium": {ours: []string{"connect", "serde", "state", "topology"}, free: []string{"net", "os"}},
 	"state": {
 		ours: []string{"serde"}, others: []string{"github.com/google/uuid"},
 		only: map[string][]string{"github.com/cockroachdb/pebble/v2": {"pebble.go"}}, free: []string{"net"},
