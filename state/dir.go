@@ -33,6 +33,7 @@ type DirOptions struct {
 //	LOCK            held while it is open
 //	holder          who holds it
 //	identity        who this instance is: see [Dir.Identity]
+//	topology        what wrote the state: see [Dir.SetTopology]
 //	db/             the database
 //	db.damaged-…/   one that was moved aside
 //
@@ -53,6 +54,7 @@ const (
 	lockName     = "LOCK"
 	holderName   = "holder"
 	identityName = "identity"
+	topologyName = "topology"
 	dbName       = "db"
 )
 
@@ -159,6 +161,7 @@ func (d *Dir) list() error {
 		switch {
 		case n == dbName || n == identityName:
 			d.existed = true
+		case n == topologyName, n == topologyName+".new":
 		case n == lockName, n == holderName, n == holderName+".new", n == identityName+".new":
 		case strings.HasPrefix(n, dbName+".damaged-"):
 		default:
@@ -261,6 +264,30 @@ func (d *Dir) UseSlots(n int) error {
 	return d.writeIdentity(id)
 }
 
+// Topology returns what SetTopology kept, or nil for nothing.
+func (d *Dir) Topology() ([]byte, error) {
+	b, err := d.readUpTo(topologyName, maxTopologyBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return b, err
+}
+
+// SetTopology keeps a description of what writes the state, in bytes that only the caller knows to read; nil removes it.
+// It is on disk when it returns.
+func (d *Dir) SetTopology(b []byte) error {
+	if b == nil {
+		if err := d.fs.Remove(d.name(topologyName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return d.syncDir()
+	}
+	_, err := d.write(topologyName, func(fileInfo) []byte { return b })
+	return err
+}
+
+const maxTopologyBytes = 16 << 20
+
 // Existed tells whether the directory was used before.
 func (d *Dir) Existed() bool { return d.existed }
 
@@ -294,12 +321,14 @@ func (d *Dir) name(n string) string { return d.fs.PathJoin(d.base, n) }
 
 const maxFileBytes = 64 << 10
 
-func (d *Dir) read(name string) ([]byte, error) {
+func (d *Dir) read(name string) ([]byte, error) { return d.readUpTo(name, maxFileBytes) }
+
+func (d *Dir) readUpTo(name string, limit int64) ([]byte, error) {
 	f, err := d.fs.Open(d.name(name))
 	if err != nil {
 		return nil, err
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes))
+	b, err := io.ReadAll(io.LimitReader(f, limit))
 	return b, errors.Join(err, f.Close())
 }
 

@@ -163,6 +163,12 @@ type Config struct {
 	// TopicConfig is for the internal topics that are created, over Eddyline's own settings and under those of each
 	// store. Default: none (topic.*).
 	TopicConfig map[string]string
+	// StrictTopics leaves creating internal topics to an administrator: a start without them fails, and says with what to
+	// create them. Default: they are created.
+	StrictTopics bool
+	// AcceptIncompatible starts although the topology breaks state that an earlier one left (see ErrIncompatible): for who
+	// knows that the bytes are the same. Default: refuse.
+	AcceptIncompatible bool
 	// ReplicationFactor of internal topics that are created. Default: the broker's (replication.factor).
 	ReplicationFactor int
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -15,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 
 	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/topology"
@@ -45,39 +43,70 @@ type program struct {
 	http       string // address of probes and metrics; "": none
 	queries    bool   // and queries of the stores
 	logLevel   slog.Level
+	file       string // of settings
+	env        func(name string) (string, bool)
 	flags      *flag.FlagSet
 	out, err   io.Writer
+
+	tool      bool   // the program has no topology of its own
+	modelFile string // but this one
+	command   commandFlags
 }
 
 // Main makes a program of a topology: it reads the command line, runs the command, and ends the process. The commands are
 //
 //	run        run the application until it is interrupted (the default)
-//	describe   print the topology
-//	topics     print the internal topics that the application creates
+//	describe   print the topology: as text, JSON, Mermaid, DOT or SVG
+//	topics     print or create the internal topics of the application
+//	diff       compare the topology with one that ran before: does its state fit?
+//	help       print what a command does
+//	completion print a script that completes command lines
+//
+// Each setting is a flag, or else an environment variable named after program and flag (WORDCOUNT_BROKERS), or else a line
+// of the file that --config names, or else that of Defaults.
 //
 // Without --brokers the program starts a broker of its own, in memory, that has the topology's topics: so that it runs
-// with nothing installed. The exit code is 0 after a clean stop, 1 after a failure, 2 for a wrong command line.
+// with nothing installed. The exit code is 0 after a clean stop, 1 after a failure, 2 for a wrong command line, 3 if diff
+// finds what it is to fail on.
 func Main(b *topology.Builder, o ...MainOption) {
-	p := &program{name: filepath.Base(os.Args[0]), out: os.Stdout, err: os.Stderr}
+	p := &program{name: filepath.Base(os.Args[0]), out: os.Stdout, err: os.Stderr, env: os.LookupEnv}
 	for _, x := range o {
 		x.set(p)
 	}
 	os.Exit(p.main(b, os.Args[1:]))
 }
 
+// Tool is the main function of the command eddyline: the commands of every application that need no program of its
+// topology. Where they need a topology, --topology names a file that `describe --json` wrote.
+func Tool() {
+	p := &program{name: filepath.Base(os.Args[0]), out: os.Stdout, err: os.Stderr, env: os.LookupEnv, tool: true}
+	os.Exit(p.main(nil, os.Args[1:]))
+}
+
 // errUsage ends the program because of its command line.
 var errUsage = errors.New("wrong command line")
+
+// exitError ends the program with a code of its own. What there is to say was printed.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
 func (p *program) main(b *topology.Builder, args []string) (code int) {
 	command, args, err := p.parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
-	case err != nil:
+	case errors.Is(err, errUsage):
 		return 2
 	}
-	if p.graph, err = b.Build(); err == nil {
-		err = command(p, args)
+	if err == nil && b != nil {
+		p.graph, err = b.Build()
+	}
+	if err == nil {
+		err = command.run(p, args)
+	}
+	if exit, ok := errors.AsType[exitError](err); ok {
+		return int(exit)
 	}
 	if err != nil {
 		fmt.Fprintf(p.err, "%s: %v\n", p.name, err)
@@ -86,39 +115,82 @@ func (p *program) main(b *topology.Builder, args []string) (code int) {
 	return 0
 }
 
-var commands = map[string]func(p *program, args []string) error{
-	"run": (*program).run, "describe": (*program).describe, "topics": (*program).topics,
-}
-
-// parse reads the command line: flags and at most one command before the other arguments.
-func (p *program) parse(args []string) (command func(p *program, args []string) error, rest []string, err error) {
-	name := "run"
-	if len(args) > 0 && commands[args[0]] != nil {
-		name, args = args[0], args[1:]
+// parse reads the command line: at most one command before flags and other arguments.
+func (p *program) parse(args []string) (c *command, rest []string, err error) {
+	all := p.commands()
+	c = all[0]
+	if len(args) > 0 {
+		if i := slices.IndexFunc(all, func(c *command) bool { return c.name == args[0] }); i >= 0 {
+			c, args = all[i], args[1:]
+		} else if p.tool && !strings.HasPrefix(args[0], "-") {
+			fmt.Fprintf(p.err, "%s: no command %q; see %[1]s help\n", p.name, args[0])
+			return nil, nil, errUsage
+		}
 	}
-	p.defineFlags()
-	if err := p.flags.Parse(args); err != nil {
+	p.defineFlags(c)
+	if args, err = p.parseFlags(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil, nil, err
+		}
+		return nil, nil, errUsage // the flag package has printed it
+	}
+	if err := p.settings(); err != nil {
 		return nil, nil, err
 	}
-	rest = p.flags.Args()
-	if len(rest) > 0 && (len(p.feeds) == 0 || name != "run") {
-		fmt.Fprintf(p.err, "%s: unexpected argument %q\n", p.name, rest[0])
-		p.flags.Usage()
-		return nil, nil, errUsage
+	most := c.most
+	if c.name == "run" && len(p.feeds) > 0 {
+		most = -1
 	}
-	return commands[name], rest, nil
+	switch {
+	case most >= 0 && len(args) > most:
+		fmt.Fprintf(p.err, "%s %s: unexpected argument %q\n", p.name, c.name, args[most])
+	case len(args) < c.least:
+		fmt.Fprintf(p.err, "%s %s: want %s\n", p.name, c.name, c.args)
+	default:
+		return c, args, nil
+	}
+	p.flags.Usage()
+	return nil, nil, errUsage
 }
 
-func (p *program) defineFlags() {
+// parseFlags reads flags before, between and after the other arguments, which it returns.
+func (p *program) parseFlags(args []string) (rest []string, err error) {
+	for {
+		if err := p.flags.Parse(args); err != nil {
+			return nil, err
+		}
+		left := p.flags.Args()
+		if len(left) == 0 {
+			return rest, nil
+		}
+		if n := len(args) - len(left); n > 0 && args[n-1] == "--" {
+			return append(rest, left...), nil
+		}
+		rest, args = append(rest, left[0]), left[1:]
+	}
+}
+
+func (p *program) defineFlags(c *command) {
 	f := flag.NewFlagSet(p.name, flag.ContinueOnError)
 	f.SetOutput(p.err)
-	f.Usage = func() {
-		fmt.Fprintf(p.err, "Usage: %s [run | describe | topics] [flags] [arguments]\n\n"+
-			"Without --brokers it runs on a broker of its own, in memory.\n\nFlags:\n", p.name)
-		f.PrintDefaults()
+	f.Usage = func() { p.usage(p.err, c) }
+	p.flags = f
+	f.StringVar(&p.file, "config", "", "`file` of settings: a line each, such as commit-interval = 1s; # begins a comment")
+	if p.tool {
+		f.StringVar(&p.modelFile, "topology", "", "`file` with the topology, as describe --json prints it")
 	}
+	if c.flags != nil {
+		c.flags(p, f)
+	}
+	if !c.offline {
+		p.defineConfig(f)
+	}
+}
+
+// defineConfig defines the flags that set the configuration of the application.
+func (p *program) defineConfig(f *flag.FlagSet) {
 	c := &p.config
-	if c.ApplicationID == "" {
+	if c.ApplicationID == "" && !p.tool {
 		c.ApplicationID = strings.TrimSuffix(p.name, ".exe")
 	}
 	f.StringVar(&p.brokers, "brokers", strings.Join(c.Brokers, ","), "`addresses` of Kafka brokers, host:port, separated by commas")
@@ -133,6 +205,8 @@ func (p *program) defineFlags() {
 	f.Int64Var(&c.MemoryBytes, "memory-bytes", c.MemoryBytes, "`bytes` for queues, buffers and caches (default 256 MB)")
 	f.Int64Var(&c.CacheBytes, "cache-bytes", c.CacheBytes, "`bytes` of the record cache; -1 for none (default 10 MB)")
 	f.IntVar(&c.NumStandbys, "standbys", c.NumStandbys, "`number` of copies of each task's state on other instances")
+	f.BoolVar(&c.StrictTopics, "strict-topics", c.StrictTopics, "leave creating internal topics to an administrator: missing ones are an error")
+	f.BoolVar(&c.AcceptIncompatible, "accept-incompatible", c.AcceptIncompatible, "start though diff says that the topology breaks the state that is there")
 	f.IntVar(&p.partitions, "partitions", defaultPartitions, "`number` of partitions of the topics of the broker of its own")
 	f.StringVar(&p.http, "http", p.http, "`address` to serve probes (/live, /ready) and metrics (/metrics) at, such as 127.0.0.1:8080; "+
 		":8080 is this machine only (default: off)")
@@ -141,50 +215,9 @@ func (p *program) defineFlags() {
 	f.StringVar(&c.Endpoint, "endpoint", c.Endpoint, "`host:port` where other instances reach --http of this one (default: --http, if that names a host)")
 	p.logLevel = slog.LevelInfo
 	f.TextVar(&p.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
-	p.flags = f
 }
 
 const defaultPartitions = 4
-
-// describe prints the topology.
-func (p *program) describe([]string) error {
-	_, err := io.WriteString(p.out, p.graph.Describe())
-	return err
-}
-
-// topics prints the internal topics, for the partitions that the input topics have.
-func (p *program) topics([]string) error {
-	ctx, cancel := p.interrupted()
-	defer cancel()
-	return p.withBrokers(func(c Config) error {
-		a, err := New(p.graph, c)
-		if err != nil {
-			return err
-		}
-		if err := a.connect(ctx); err != nil {
-			return err
-		}
-		defer a.admin.Close()
-		plan, err := a.keeper().plan(ctx, p.graph, a.planOptions())
-		if err != nil {
-			return err
-		}
-		return p.printTopics(plan)
-	})
-}
-
-func (p *program) printTopics(plan *topology.Plan) error {
-	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "TOPIC\tPARTITIONS\tCONFIGURATION")
-	for _, t := range plan.Internal {
-		var settings []string
-		for _, k := range slices.Sorted(maps.Keys(t.Config)) {
-			settings = append(settings, k+"="+t.Config[k])
-		}
-		fmt.Fprintf(w, "%s\t%d\t%s\n", t.Name, t.Partitions, strings.Join(settings, " "))
-	}
-	return w.Flush()
-}
 
 // interrupted returns a context that ends when the process is asked to stop. A second time ends the process.
 func (p *program) interrupted() (context.Context, context.CancelFunc) {

@@ -66,6 +66,9 @@ func (a *App) prepare(ctx context.Context) (*topology.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.checkTopology(ctx); err != nil {
+		return nil, err
+	}
 	if err := keeper.ensure(ctx, plan.Internal); err != nil {
 		return nil, err
 	}
@@ -88,6 +91,9 @@ func (a *App) prepare(ctx context.Context) (*topology.Plan, error) {
 		return nil, err
 	}
 	a.limits.learn(ctx, names)
+	if err := a.keepTopology(plan); err != nil {
+		return nil, err
+	}
 	for i := range plan.Tasks {
 		t := &plan.Tasks[i]
 		a.plan[task.ID{Sub: t.Sub.ID, Partition: t.Partition}] = t
@@ -96,7 +102,7 @@ func (a *App) prepare(ctx context.Context) (*topology.Plan, error) {
 }
 
 func (a *App) keeper() *topicKeeper {
-	return &topicKeeper{client: a.admin, replication: a.config.ReplicationFactor, patience: topicPatience, logger: a.log}
+	return &topicKeeper{client: a.admin, replication: a.config.ReplicationFactor, patience: topicPatience, strict: a.config.StrictTopics, logger: a.log}
 }
 
 // topicPatience is how long topics are waited for that somebody may just have created.

@@ -131,6 +131,7 @@ func addCogroup[K, A, L any](x *build, c Cogrouped[K, A], t table[L, A], info *t
 	}
 	info.v = x.connect(v, nodes...)
 	x.tables[t.ref] = info
+	formatTable(x, t, info)
 }
 
 // WindowedCogrouped are cogrouped streams whose records are grouped by windows too. Each stream has a stream time of its

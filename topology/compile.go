@@ -89,7 +89,7 @@ func newBuild(b *Builder) *build {
 		specs:   map[string]*StoreSpec{}, declarations: map[string]state.Declaration{},
 		g: &Graph{
 			byName: map[string]*node{}, topics: map[string]*internalTopic{},
-			reg: &registry{serdes: b.serdes},
+			reg: &registry{serdes: b.serdes}, formats: map[string]string{},
 		},
 	}
 	return x

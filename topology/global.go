@@ -22,6 +22,7 @@ func (b *Builder) GlobalTable[K, V any](topic Topic[K, V], o ...Option) GlobalTa
 		info := &tableInfo{kept: true}
 		info.spec, _ = x.keepSpec(t.ref, topic.name+"-")
 		x.tables[t.ref] = info
+		formatTable(x, t, info)
 		x.addGlobal(topic, info.spec, opts, func(name string) {
 			info.name = name
 			info.ask = func(bool) bool { return false }

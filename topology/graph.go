@@ -18,6 +18,8 @@ type Graph struct {
 	subs   []*Subtopology
 	tables map[*tableRef]*tableInfo
 	reg    *registry
+	// formats are the types of serdes by what they are for: see keysOf and valuesOf.
+	formats map[string]string
 }
 
 // Subtopology is a part of a graph that is connected by records or stores. It runs as one task a partition; one that

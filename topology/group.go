@@ -150,6 +150,7 @@ func aggregate[K, V, A any](g Grouped[K, V], prefix string, values serde.Serde[A
 		info.sources = x.groupVertex(g, info.spec.Name, v)
 		info.v = v
 		x.tables[t.ref] = info
+		formatTable(x, t, info)
 	})
 	return t
 }

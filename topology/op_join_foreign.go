@@ -146,6 +146,7 @@ func (j *foreignJoin[K, V, F, W, R]) build(x *build, out table[K, R], o options)
 	x.connect(v, resolve)
 	info.v = v
 	x.tables[out.ref] = info
+	formatTable(x, out, info)
 }
 
 // needForeign makes missing serdes of either table a fault.

@@ -129,6 +129,8 @@ func (j *streamJoin[K, V, W, R]) build(x *build, left Stream[K, V], right Stream
 	}
 	need(x, j.keys, "the keys of store "+j.left.Name)
 	need(x, j.values, "the values of store "+j.left.Name)
+	format(x, "store", j.left.Name, j.keys, j.values)
+	format(x, "store", j.right.Name, j.keys, j.others)
 	need(x, j.others, "the values of store "+j.right.Name)
 
 	keepLeft := &vertex{name: thisWindowed}

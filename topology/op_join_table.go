@@ -76,6 +76,7 @@ func joinTable[K, V, W, R any](s Stream[K, V], t table[K, W], j tableJoin[K, V, 
 		if o.grace != nil {
 			j.graceMs = o.grace.Milliseconds()
 			j.buffer = &StoreSpec{Name: v.name + "-Buffer", Kind: GraceBufferStore, Logged: true}
+			format(x, "store", j.buffer.Name, s.keys, s.values)
 			need(x, s.keys, "the keys of store "+j.buffer.Name)
 			need(x, s.values, "the values of store "+j.buffer.Name)
 		}

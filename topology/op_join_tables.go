@@ -91,6 +91,7 @@ func joinTables[R, K, V, W any](left table[K, V], right table[K, W], kind joinKi
 		x.connect(v, a.v, b.v)
 		info.v = v
 		x.tables[out.ref] = info
+		formatTable(x, out, info)
 	})
 	return out
 }

@@ -270,6 +270,7 @@ func (x *build) useAll(o options, n *node) {
 		d.NoCache = true // only a table's updates are held back, and its store was declared before
 		s := x.declared(d)
 		s.declaredRows(u)
+		x.formatDeclared(u, s.Name)
 		if s.Global {
 			x.fault("operator %q: Uses names the global store %q; leave it out: every processor can read it", n.name, s.Name)
 			continue
@@ -289,6 +290,7 @@ func (b *Builder) Store(s state.AnyStore) {
 		d.NoCache = true
 		spec := x.declared(d)
 		spec.declaredRows(s)
+		x.formatDeclared(s, spec.Name)
 		spec.added = true
 		v := &vertex{name: "store " + d.Name}
 		v.write = func(*vertex) { x.addStore(spec) }

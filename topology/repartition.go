@@ -56,6 +56,7 @@ func repartitioned[K, V any](x *build, prefix string, keys serde.Serde[K], value
 	}
 	need(x, t.keys, fmt.Sprintf("the keys of repartition topic %q", t.name))
 	need(x, t.values, fmt.Sprintf("the values of repartition topic %q", t.name))
+	format(x, "topic", t.name, t.keys, t.values)
 	v := &vertex{name: source, repartition: &repartition{optimizable: true, topic: t.name}}
 	v.repartition.make = func(topic string) *vertex { return repartitioned(x, topic, keys, values, t) }
 	v.write = func(v *vertex) {

@@ -53,6 +53,7 @@ func suppress[K, V any](t table[K, V], waitMs int64, untilClose bool, opts []Sup
 		from.ask(true) // the rows that are not held are read from the table above
 		info := &tableInfo{name: name, sources: from.sources, sendOld: true, ask: from.ask, spec: spec}
 		info.lend = func() []string { return append([]string{spec.Name}, from.lend()...) }
+		format(x, "store", spec.Name, t.keys, t.values)
 		need(x, t.keys, "the keys of store "+spec.Name)
 		need(x, t.values, "the values of store "+spec.Name)
 		v := &vertex{name: name, versioned: unversioned, suppress: true}
@@ -62,6 +63,7 @@ func suppress[K, V any](t table[K, V], waitMs int64, untilClose bool, opts []Sup
 		x.connect(v, from.v)
 		info.v = v
 		x.tables[out.ref] = info
+		formatTable(x, out, info)
 	})
 	out.view = func(c *Chain) getter[K, V] { return suppressedView(c, t, c.g.tables[out.ref].spec) }
 	return out

@@ -217,6 +217,7 @@ func (b *Builder) Table[K, V any](topic Topic[K, V], o ...Option) Table[K, V] {
 		x.connect(v, x.root)
 		info.v, info.sources = v, []string{sourceName}
 		x.tables[t.ref] = info
+		formatTable(x, t, info)
 	})
 	return Table[K, V]{t}
 }
@@ -307,6 +308,7 @@ func (s Stream[K, V]) ToTable(o ...Option) Table[K, V] {
 		x.connect(v, parent.v)
 		info.v, info.sources = v, parent.sources
 		x.tables[t.ref] = info
+		formatTable(x, t, info)
 	})
 	return Table[K, V]{t}
 }
@@ -373,6 +375,7 @@ func derive[W, K, V any](t table[K, V], prefix string, filter bool, opts []Optio
 		x.connect(v, from.v)
 		info.v = v
 		x.tables[out.ref] = info
+		formatTable(x, out, info)
 	})
 	return out
 }

@@ -221,6 +221,7 @@ func regroup[K, V, A any](g GroupedTable[K, V], prefix string, values serde.Serd
 		x.connect(v, r)
 		info.v, info.sources = v, []string{r.name}
 		x.tables[t.ref] = info
+		formatTable(x, t, info)
 	})
 	return t
 }

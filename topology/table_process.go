@@ -58,6 +58,7 @@ func processTable[W, K, V any](t table[K, V], setUp func(*ValueContext[W]) Proce
 		x.connect(v, from.v)
 		info.v = v
 		x.tables[out.ref] = info
+		formatTable(x, out, info)
 	})
 	return out
 }

@@ -322,6 +322,7 @@ func (x *build) addWindowed[K, V, A any](g Grouped[K, V], t table[Windowed[K], A
 	info.sources = x.groupVertex(g, info.spec.Name, v)
 	info.v = v
 	x.tables[t.ref] = info
+	formatTable(x, t, info)
 }
 
 // needSerdes makes missing serdes of a table's store faults.
