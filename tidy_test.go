@@ -39,7 +39,10 @@ var table = map[string]rule{
 		},
 	},
 	// What Kafka Connect writes, and its change streams.
-	"connect":          {ours: []string{"serde"}, free: []string{"net", "os"}},
+	"connect": { // sinks read topics by a client of their own: nothing of a topology is on their way
+		ours: []string{"serde"}, only: map[string][]string{"github.com/twmb/franz-go/pkg/kgo": {"sink.go"}}, free: []string{"net", "os"},
+	},
+	"connect/sql":      {ours: []string{"connect", "serde"}, free: []string{"net", "os"}},
 	"connect/debezium": {ours: []string{"connect", "serde", "state", "topology"}, free: []string{"net", "os"}},
 	"state": {
 		ours: []string{"serde"}, others: []string{"github.com/google/uuid"},
