@@ -75,7 +75,6 @@ type Cluster struct {
 	instances map[string]*Instance
 	story     []string // what was done, for a failure
 	reached   map[string]int
-	failed    bool
 	offsets   map[partitionName]int64 // committed, as far as they were seen
 }
 

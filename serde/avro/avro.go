@@ -129,7 +129,7 @@ func own[T any](schema string, r *registry.Registered, refs []registry.Reference
 	}
 	s, err := cache.Parse(schema)
 	if err != nil {
-		return nil, fmt.Errorf("Avro schema of %v: %w", reflect.TypeFor[T](), err)
+		return nil, fmt.Errorf("read the Avro schema of %v: %w", reflect.TypeFor[T](), err)
 	}
 	return s, nil
 }

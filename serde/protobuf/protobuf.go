@@ -191,7 +191,7 @@ func file(r *registry.Registered) (protoreflect.FileDescriptor, error) {
 	})
 	files, err := (&protocompile.Compiler{Resolver: protocompile.WithStandardImports(find)}).Compile(context.Background(), rootFile)
 	if err != nil {
-		return nil, fmt.Errorf("Protobuf schema: %w", err)
+		return nil, fmt.Errorf("read the Protobuf schema: %w", err)
 	}
 	return files[0], nil
 }
