@@ -172,6 +172,9 @@ func newTopicMeta(t *kmsg.MetadataResponseTopic) *topicMeta {
 	return m
 }
 
+// listWait is how long a broker may look for an offset in remote storage. What comes after waits in the same connection.
+const listWait = time.Second
+
 // Timestamps that ListOffsets understands.
 const (
 	listLatest   = -1
@@ -189,7 +192,7 @@ type listed struct {
 // watermark.
 func (c *cluster) listOffsets(ctx context.Context, committed bool, at map[topicPartition]int64) (map[topicPartition]listed, error) {
 	req := kmsg.NewPtrListOffsetsRequest()
-	req.ReplicaID = -1
+	req.ReplicaID, req.TimeoutMillis = -1, int32(listWait.Milliseconds())
 	if committed {
 		req.IsolationLevel = 1
 	}

@@ -358,6 +358,12 @@ func (c Config) clientOptions(part string) []kgo.Opt {
 		kgo.WithLogger(clientLog{c.Logger.With("client", part)}),
 		kgo.MetadataMinAge(metadataMinAge),
 		kgo.DisableClientMetrics(),
+		kgo.AlwaysRetryEOF(), // what ends a connection at its first request may be a broker that is about to go
+		kgo.RetryBackoffFn(backoff),
+		// A network that says nothing any more is given up before it costs the membership, and a connection that was not
+		// used for as long may be one of those.
+		kgo.RequestTimeoutOverhead(c.patience()),
+		kgo.ConnIdleTimeout(c.patience()),
 	}
 	if c.SASL != nil {
 		o = append(o, kgo.SASL(c.SASL))
@@ -367,6 +373,11 @@ func (c Config) clientOptions(part string) []kgo.Opt {
 	}
 	return o
 }
+
+// patience is how long an answer may take, beside the time that the request itself allows.
+func (c Config) patience() time.Duration { return max(leastPatience, c.SessionTimeout/2) }
+
+const leastPatience = time.Second
 
 // metadataMinAge is how often a client asks where partitions are while it does not know.
 const metadataMinAge = 100 * time.Millisecond

@@ -89,14 +89,17 @@ func (g *globals) read(ctx context.Context, plan *topology.Plan, committed bool)
 	for _, p := range plan.Globals {
 		at[topicPartition{p.Name, p.Partition}] = listEarliest
 	}
-	begins, err := g.app.cluster.listOffsets(ctx, committed, at)
+	list := func(ctx context.Context) (map[topicPartition]listed, error) {
+		return g.app.cluster.listOffsets(ctx, committed, at)
+	}
+	begins, err := patiently(ctx, g.app, "look where global topics begin", list)
 	if err != nil {
 		return err
 	}
 	for p := range at {
 		at[p] = listLatest
 	}
-	ends, err := g.app.cluster.listOffsets(ctx, committed, at)
+	ends, err := patiently(ctx, g.app, "look where global topics end", list)
 	if err != nil {
 		return err
 	}

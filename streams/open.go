@@ -96,10 +96,16 @@ type logger interface{ Warn(msg string, args ...any) }
 // passing reports whether an error of a request may pass by itself: everything that is no answer of a broker, and the
 // answers that stand for a broker that is busy with itself.
 func passing(err error) bool {
-	if e, ok := errors.AsType[*kerr.Error](err); ok {
-		return e.Retriable
+	if _, ok := errors.AsType[*kerr.Error](err); ok {
+		return busy(err)
 	}
 	return !errors.Is(err, ErrNoStart) && !isState(err)
+}
+
+// busy reports whether err is the answer of a broker that is busy with itself, or in trouble.
+func busy(err error) bool {
+	e, ok := errors.AsType[*kerr.Error](err)
+	return ok && (e.Retriable || e.Code == kerr.UnknownServerError.Code)
 }
 
 // isState reports whether an error comes from the state on disk, and is more than a lack of room.

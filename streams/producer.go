@@ -1,10 +1,12 @@
 package streams
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,8 +33,9 @@ type producerConfig struct {
 	application string // also the group's name
 	identity    string
 	worker      int
-	timeout     time.Duration // transaction.timeout.ms, and of each request
-	options     []kgo.Opt     // seeds, dialer, TLS, SASL, client id; they come last
+	timeout     time.Duration // transaction.timeout.ms, and of each request with all its tries
+	patience    time.Duration // of a try; 0: timeout
+	options     []kgo.Opt     // seeds, dialer, TLS, SASL, client id; the producers' own come after them
 }
 
 // newProducers returns producers without a client. answer is called once for each effect, from any goroutine, and must
@@ -214,6 +217,7 @@ func (c *producer) options(legacy bool) []kgo.Opt {
 		versions.SetMaxKeyVersion(int16(kmsg.TxnOffsetCommit), 4)
 		versions.SetMaxKeyVersion(int16(kmsg.EndTxn), 4)
 	}
+	patience := min(c.cfg.timeout, cmp.Or(c.cfg.patience, c.cfg.timeout))
 	options := []kgo.Opt{
 		kgo.WithContext(c.ctx),
 		kgo.MaxVersions(versions),
@@ -223,7 +227,8 @@ func (c *producer) options(legacy bool) []kgo.Opt {
 		kgo.ProducerLinger(0),
 		kgo.MaxBufferedRecords(math.MaxInt), // the committer bounds what is buffered
 		kgo.UnknownTopicRetries(20),
-		kgo.RequestTimeoutOverhead(c.cfg.timeout),
+		kgo.RequestTimeoutOverhead(patience),
+		kgo.ProduceRequestTimeout(patience / 2), // for the replicas, in addition
 		kgo.RetryTimeout(c.cfg.timeout),
 		kgo.RetryBackoffFn(func(tries int) time.Duration {
 			return min(lastRetry, 2*firstRetry<<min(tries, 10))
@@ -236,7 +241,7 @@ func (c *producer) options(legacy bool) []kgo.Opt {
 	if c.slot == slotFirst || c.slot == slotSecond {
 		options = append(options, kgo.TransactionalID(c.id), kgo.TransactionTimeout(c.cfg.timeout))
 	}
-	return append(options, c.cfg.options...)
+	return append(slices.Clone(c.cfg.options), options...)
 }
 
 // epoch returns the producer id and epoch that the client uses now, and asks for one if it has none.

@@ -78,6 +78,7 @@ func (p *purger) purge(ctx context.Context) {
 		t.Partitions = append(t.Partitions, kmsg.DeleteRecordsRequestTopicPartition{Partition: at.partition, Offset: next})
 	}
 	req := kmsg.NewPtrDeleteRecordsRequest()
+	req.TimeoutMillis = int32(listWait.Milliseconds()) // others wait behind it
 	for _, t := range byTopic {
 		req.Topics = append(req.Topics, *t)
 	}

@@ -25,6 +25,7 @@ import (
 type classicGroup struct {
 	cfg      groupConfig
 	queue    *eventQueue
+	clientID string // of this process alone
 	snapshot atomic.Pointer[membership]
 
 	mu         sync.Mutex
@@ -62,7 +63,7 @@ var errTwin = errors.New("another instance has the same identity; give each inst
 
 func newClassicGroup(cfg groupConfig) *classicGroup {
 	return &classicGroup{
-		cfg: cfg, queue: newEventQueue(), ledger: newLedger(), lags: map[task.ID]lag{}, nonce: rand.Uint32(), generation: -1,
+		cfg: cfg, clientID: fmt.Sprintf("%s-group-%08x", cfg.application, rand.Uint32()), queue: newEventQueue(), ledger: newLedger(), lags: map[task.ID]lag{}, nonce: rand.Uint32(), generation: -1,
 	}
 }
 
@@ -100,6 +101,7 @@ func (g *classicGroup) startLocked(ctx context.Context) error {
 	s := &groupSession{g: g, cancel: cancel, stopped: make(chan struct{})}
 	options := append(slices.Clone(g.cfg.options),
 		kgo.WithContext(ctx),
+		kgo.ClientID(g.clientID),
 		kgo.ConsumerGroup(g.cfg.application),
 		kgo.ConsumeTopics(g.cfg.topics...),
 		kgo.Balancers(s),
@@ -409,7 +411,7 @@ var groupRemedies = map[int16]string{
 // twin takes a new identity, because another member has this one. A second time soon after it gives up.
 func (g *classicGroup) twin(s *groupSession) {
 	s.stop()
-	who := g.describeTwin()
+	who, own := g.describeTwin()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.session != s || g.ended {
@@ -417,6 +419,13 @@ func (g *classicGroup) twin(s *groupSession) {
 	}
 	err := fmt.Errorf("identity %s: %w: %s", g.cfg.identity, errTwin, who)
 	g.lose(err)
+	if own {
+		g.cfg.logger.Warn("a request to join that came late took the membership: joining again", "group", g.cfg.application)
+		if err := g.startLocked(context.Background()); err != nil {
+			g.failLocked(err)
+		}
+		return
+	}
 	again := !g.fenced.IsZero() && time.Since(g.fenced) < twinWithin
 	g.fenced = time.Now()
 	g.session = nil // the membership is the twin's: it is not ours to end
@@ -438,21 +447,22 @@ func (g *classicGroup) twin(s *groupSession) {
 	}
 }
 
-// describeTwin says who the member is that has this identity.
-func (g *classicGroup) describeTwin() string {
+// describeTwin says who the member is that has this identity, and whether it is this process itself: where the network
+// delivers a request to join after it was given up and sent again, the broker takes the late one for a restart.
+func (g *classicGroup) describeTwin() (who string, own bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.session)
 	defer cancel()
 	identity := g.config().identity
 	members, err := describeClassic(ctx, g.cfg.admin, g.cfg.application)
 	if err != nil {
-		return "who it is could not be found out: " + err.Error()
+		return "who it is could not be found out: " + err.Error(), false
 	}
 	for _, m := range members {
 		if m.InstanceID != nil && *m.InstanceID == identity {
-			return fmt.Sprintf("member %s, client %s on host %s", m.MemberID, m.ClientID, m.ClientHost)
+			return fmt.Sprintf("member %s, client %s on host %s", m.MemberID, m.ClientID, m.ClientHost), m.ClientID == g.clientID
 		}
 	}
-	return "it has left again"
+	return "it has left again", false
 }
 
 func (g *classicGroup) fail(err error) {

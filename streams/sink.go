@@ -125,8 +125,7 @@ func newSink(a *App) *sink {
 func (s *sink) topic(name string, internal bool) *output {
 	if all := s.app.cluster.topics.Load(); all != s.all {
 		s.all = all
-		for _, o := range s.topics {
-			o.partitions = 0
+		for _, o := range s.topics { // one that is missing now may be back before the producer gives it up
 			if t := (*all)[o.name]; t != nil {
 				o.partitions = len(t.leaders)
 			}

@@ -81,12 +81,12 @@ const (
 	mostFetchBytes = 16 << 20 // of a request
 	mostPartBytes  = 1 << 20  // of a partition in it
 	firstBackoff   = 20 * time.Millisecond
-	lastBackoff    = time.Second
+	lastBackoff    = 250 * time.Millisecond
 	leastFeedBytes = 64 << 10
 	recordOverhead = 120 // of a queued record, beside its bytes
-	// recreatedAfter is how many times in a row a topic's id has to be unknown before the topic counts as another one: a
-	// broker that has just begun to lead does not know it at first.
-	recreatedAfter = 20
+	// lastingAfter is how many times in a row a partition has to be refused before that counts as final: a broker that has
+	// just begun to lead does not know a topic's id at first, and one that is in trouble says anything.
+	lastingAfter = 40
 )
 
 // newFetcher returns a fetcher that holds about limit bytes in memory.
@@ -309,7 +309,7 @@ func (l *fetchLoop) fetch(want wanted) {
 func (l *fetchLoop) request(want wanted) (*kmsg.FetchResponse, error) {
 	req := kmsg.NewPtrFetchRequest()
 	req.MaxWaitMillis = int32(want.wait.Milliseconds())
-	req.MinBytes, req.MaxBytes = 1, int32(min(mostFetchBytes, max(mostPartBytes, l.f.limit/2)))
+	req.MinBytes, req.MaxBytes = 1, l.most(min(mostFetchBytes, max(mostPartBytes, l.f.limit/2)))
 	req.SessionEpoch = -1 // without a session
 	if l.f.committed {
 		req.IsolationLevel = 1
@@ -317,7 +317,7 @@ func (l *fetchLoop) request(want wanted) (*kmsg.FetchResponse, error) {
 	for _, d := range want.feeds {
 		p := kmsg.NewFetchRequestTopicPartition()
 		p.Partition, p.FetchOffset, p.CurrentLeaderEpoch = d.partition, d.next, -1
-		p.PartitionMaxBytes = int32(min(mostPartBytes, want.share))
+		p.PartitionMaxBytes = l.most(min(mostPartBytes, want.share))
 		i := slices.IndexFunc(req.Topics, func(t kmsg.FetchRequestTopic) bool { return t.Topic == d.topicPartition.topic })
 		if i < 0 {
 			t := kmsg.NewFetchRequestTopic()
@@ -334,6 +334,9 @@ func (l *fetchLoop) request(want wanted) (*kmsg.FetchResponse, error) {
 	answer := resp.(*kmsg.FetchResponse)
 	return answer, kerr.ErrorForCode(answer.ErrorCode)
 }
+
+// most returns how many bytes to ask for instead of n: less after a request that was not answered in time.
+func (l *fetchLoop) most(n int64) int32 { return int32(max(leastFeedBytes, n>>min(l.fails, 8))) }
 
 // partitionOf finds the answer for a feed, which names topics by id or, of old brokers, by name.
 func partitionOf(resp *kmsg.FetchResponse, d *feed) *kmsg.FetchResponseTopicPartition {
@@ -369,7 +372,7 @@ func (l *fetchLoop) failed(feeds []*feed, err error) {
 
 // backoff returns how long to wait after so many failures in a row.
 func backoff(fails int) time.Duration {
-	return min(lastBackoff, firstBackoff<<min(fails-1, 10))
+	return min(lastBackoff, firstBackoff<<min(max(fails-1, 0), 10))
 }
 
 var decompressor = kgo.DefaultDecompressor()
@@ -445,11 +448,11 @@ func (l *fetchLoop) finish(d *feed, p *kmsg.FetchResponseTopicPartition, got fet
 // lasting reports whether an error will not pass by itself.
 func (f *fetcher) lasting(d *feed, err error) bool {
 	switch {
-	case errors.Is(err, kerr.OffsetOutOfRange):
+	case errors.Is(err, kerr.OffsetOutOfRange), errors.Is(err, kerr.TopicAuthorizationFailed):
 		return true
-	case errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID), errors.Is(err, kerr.UnknownTopicOrPartition):
-		return d.fails >= recreatedAfter
+	case errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID), errors.Is(err, kerr.UnknownTopicOrPartition),
+		!busy(err):
+		return d.fails >= lastingAfter
 	}
-	_, answered := errors.AsType[*kerr.Error](err)
-	return !answered || !kerr.IsRetriable(err)
+	return false
 }

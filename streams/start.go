@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -27,11 +30,13 @@ func (a *App) start(ctx context.Context) error {
 	if err := a.connect(ctx); err != nil {
 		return err
 	}
-	plan, err := a.prepare(ctx)
-	if err != nil {
-		return err
-	}
-	if err := a.fenceOwn(ctx); err != nil {
+	var plan *topology.Plan
+	var errs [2]error
+	var both sync.WaitGroup
+	both.Go(func() { plan, errs[0] = patiently(ctx, a, "prepare the topics", a.prepare) })
+	both.Go(func() { errs[1] = a.fenceOwn(ctx) })
+	both.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}
 	a.launch(plan)
@@ -47,9 +52,8 @@ func (a *App) connect(ctx context.Context) error {
 	if a.admin, err = kgo.NewClient(a.config.clientOptions("admin")...); err != nil {
 		return fmt.Errorf("make a Kafka client: %w", err)
 	}
-	limited, cancel := context.WithTimeout(ctx, a.config.ConnectTimeout)
-	defer cancel()
-	if err := a.admin.Ping(limited); err != nil {
+	_, err = patiently(ctx, a, "connect", func(ctx context.Context) (struct{}, error) { return struct{}{}, a.admin.Ping(ctx) })
+	if err != nil {
 		return fmt.Errorf("connect to %v within %v: %w: check the addresses, the network, TLS and SASL (%w)",
 			a.config.Brokers, a.config.ConnectTimeout, ErrUnreachable, err)
 	}
@@ -57,6 +61,31 @@ func (a *App) connect(ctx context.Context) error {
 	a.limits = newLimits(a.admin, a.config.TransactionTimeout, a.log)
 	a.fencer = &fencer{client: a.admin, application: a.config.ApplicationID, timeout: a.config.TransactionTimeout}
 	return nil
+}
+
+// patiently calls f until it succeeds, its error is one that will not pass, or Config.ConnectTimeout is over: brokers and
+// networks come and go also while an application starts.
+func patiently[T any](ctx context.Context, a *App, what string, f func(ctx context.Context) (T, error)) (v T, err error) {
+	limited, cancel := context.WithTimeout(ctx, a.config.ConnectTimeout)
+	defer cancel()
+	for fails := 1; ; fails++ {
+		v, err = f(limited)
+		if err == nil || !outOfReach(err) {
+			return v, err
+		}
+		if fails%20 == 5 {
+			a.log.Warn("the brokers do not answer: it is tried again", "what", what, "error", err)
+		}
+		if pause(limited, backoff(fails)) != nil {
+			return v, err
+		}
+	}
+}
+
+// outOfReach reports whether a request failed because of the network, or because of a broker in trouble.
+func outOfReach(err error) bool {
+	_, network := errors.AsType[net.Error](err)
+	return busy(err) || network || kgo.IsRetryableBrokerErr(err) || errors.Is(err, io.EOF) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // prepare lays the topology over the topics there are, and creates its internal ones.
@@ -182,7 +211,8 @@ func (a *App) launch(plan *topology.Plan) {
 		w := newWorker(a, i)
 		w.send = newProducers(producerConfig{
 			application: a.config.ApplicationID, identity: a.storage.dir.Identity(), worker: i,
-			timeout: a.config.TransactionTimeout, options: append(a.config.clientOptions(fmt.Sprintf("producer-%d", i)), kgo.ProducerBatchMaxBytesFn(a.limits.batch)),
+			timeout: a.config.TransactionTimeout, patience: a.config.patience(),
+			options: append(a.config.clientOptions(fmt.Sprintf("producer-%d", i)), kgo.ProducerBatchMaxBytesFn(a.limits.batch)),
 		}, func(an answer) { w.inbox.put(answered{an}) })
 		a.workers = append(a.workers, w)
 	}
@@ -202,7 +232,7 @@ func (a *App) client(part string) *kgo.Client {
 func (a *App) join(ctx context.Context, plan *topology.Plan) error {
 	a.group = a.newGroup(plan)
 	a.planned.Store(&a.plan) // queries may look at it, and at the group, from now on
-	lags, err := a.lags(ctx)
+	lags, err := patiently(ctx, a, "look how far state lies behind", a.lags)
 	if err != nil {
 		return err
 	}
