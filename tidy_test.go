@@ -52,8 +52,9 @@ var table = map[string]rule{
 	"topology":        {ours: []string{"serde", "state"}, free: []string{"net", "os", "sync"}},
 	"streams/assign":  {ours: []string{"topology"}, free: []string{"net", "os", "sync", "time"}},
 	"streams/task":    {ours: []string{"serde", "state", "topology"}, free: []string{"net", "os", "sync", "time"}},
+	"streams/console": {},
 	"streams": {
-		ours:   []string{"serde", "state", "topology", "streams/assign", "streams/task"},
+		ours:   []string{"serde", "state", "topology", "streams/assign", "streams/console", "streams/task"},
 		others: []string{"github.com/twmb/franz-go", "github.com/google/uuid"},
 		only: map[string][]string{
 			"github.com/twmb/franz-go/pkg/kfake":  {"embedded.go"},

@@ -42,9 +42,12 @@ func (p *program) serve(a *App) (stop func(), err error) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", a.Health())
+	token, own := os.Getenv(queryTokenEnv), l.Addr().(*net.TCPAddr).IP.IsLoopback()
+	if own || token != "" {
+		mux.Handle("/console/", a.Console("/console/", guardOf(token)))
+	}
 	if p.queries {
-		token := os.Getenv(queryTokenEnv)
-		if own := l.Addr().(*net.TCPAddr).IP.IsLoopback(); !own && token == "" {
+		if !own && token == "" {
 			return nil, errors.Join(fmt.Errorf("--queries at %s, which others can reach: set %s to a token that they have to send, "+
 				"the same for all instances", l.Addr(), queryTokenEnv), l.Close())
 		}

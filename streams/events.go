@@ -103,17 +103,18 @@ func (RestoreEnded) event()    {}
 func (StandbyStarted) event()  {}
 func (StandbyEnded) event()    {}
 
-// events hands events to the user's function, one after the other, so that nobody else waits for it.
+// events hands events to the user's function, one after the other, so that nobody else waits for it, and remembers the
+// last ones.
 type events struct {
-	queue *inbox[Event]
+	kept  recalled
+	queue *inbox[Event] // nil: there is no function
 	done  chan struct{}
 	stop  chan struct{}
 }
 
-// newEvents returns nil for no function: everything may be called on it.
 func newEvents(f func(Event), log *slog.Logger) *events {
 	if f == nil {
-		return nil
+		return &events{}
 	}
 	e := &events{queue: newInbox[Event](), done: make(chan struct{}), stop: make(chan struct{})}
 	go e.run(func(event Event) { hear(f, event, log) })
@@ -149,14 +150,15 @@ func (e *events) run(f func(Event)) {
 }
 
 func (e *events) put(event Event) {
-	if e != nil {
+	e.kept.note(event)
+	if e.queue != nil {
 		e.queue.put(event)
 	}
 }
 
 // close returns when the function was called with every event.
 func (e *events) close() {
-	if e != nil {
+	if e.queue != nil {
 		close(e.stop)
 		<-e.done
 	}

@@ -208,7 +208,7 @@ func (p *program) defineConfig(f *flag.FlagSet) {
 	f.BoolVar(&c.StrictTopics, "strict-topics", c.StrictTopics, "leave creating internal topics to an administrator: missing ones are an error")
 	f.BoolVar(&c.AcceptIncompatible, "accept-incompatible", c.AcceptIncompatible, "start though diff says that the topology breaks the state that is there")
 	f.IntVar(&p.partitions, "partitions", defaultPartitions, "`number` of partitions of the topics of the broker of its own")
-	f.StringVar(&p.http, "http", p.http, "`address` to serve probes (/live, /ready) and metrics (/metrics) at, such as 127.0.0.1:8080; "+
+	f.StringVar(&p.http, "http", p.http, "`address` to serve the console (/console/), probes (/live, /ready) and metrics (/metrics) at, such as 127.0.0.1:8080; "+
 		":8080 is this machine only (default: off)")
 	f.BoolVar(&p.queries, "queries", p.queries, "answer queries of the stores (/stores) at --http, for all instances; "+queryTokenEnv+
 		" has the token to ask for where others can reach the address")

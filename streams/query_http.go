@@ -82,18 +82,28 @@ func (a *App) Queries(o QueryOptions) http.Handler {
 	mux.HandleFunc("GET /stores/{store}/entries/{key}", h.of(h.entry))
 	mux.HandleFunc("GET /stores/{store}/entries", h.of(h.scan))
 	mux.HandleFunc("GET /stores/{store}/windows/{key}", h.of(h.windows))
-	if o.Token == "" {
-		return mux
+	if guard := guardOf(o.Token); guard != nil {
+		return guard(mux)
 	}
-	want := []byte("Bearer " + o.Token)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) != 1 {
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			answerQuery(w, http.StatusUnauthorized, queryFailure{"send the header Authorization: Bearer TOKEN"})
-			return
-		}
-		mux.ServeHTTP(w, r)
-	})
+	return mux
+}
+
+// guardOf returns what lets requests with a token pass, nil for no token.
+func guardOf(token string) func(http.Handler) http.Handler {
+	if token == "" {
+		return nil
+	}
+	want := []byte("Bearer " + token)
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) != 1 {
+				w.Header().Set("WWW-Authenticate", "Bearer")
+				answerQuery(w, http.StatusUnauthorized, queryFailure{"send the header Authorization: Bearer TOKEN"})
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
 }
 
 // passedOn marks a request that another instance passed on: it is not passed on again.
