@@ -33,6 +33,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// flushInterval is short, so that faults find state on disk that is about to change.
+const flushInterval = time.Second
+
 // number returns a number that the environment can change.
 func number(t *testing.T, env string, standard int) int {
 	t.Helper()
@@ -341,7 +344,7 @@ func (in *instance) start() {
 	t.Helper()
 	in.cmd = exec.Command(os.Args[0], append([]string{
 		"--brokers=" + in.proxy.address(), "--application-id=" + in.x.app, "--state-dir=" + in.dir, "--guarantee=" + in.x.guarantee,
-		fmt.Sprintf("--instance=%d", in.number), "--log-level=" + logLevel(),
+		fmt.Sprintf("--instance=%d", in.number), "--log-level=" + logLevel(), "--flush-interval=" + flushInterval.String(),
 	}, in.flags...)...)
 	in.cmd.Env = append(os.Environ(), childEnv+"=1")
 	out, err := in.cmd.StderrPipe()

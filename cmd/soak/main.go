@@ -67,6 +67,7 @@ func parse(args []string, out io.Writer) (*options, error) {
 	window := f.Int64("window-ms", 10_000, "size of the windows of wsum in `milliseconds`")
 	session := f.Int64("session-timeout-ms", 6_000, "`milliseconds` after which the group gives up a silent instance")
 	instance := f.Int("instance", 0, "`number` of the instance, for the log")
+	flush := f.Duration("flush-interval", 0, "`time` between writes of state to disk for good (default 30s)")
 	level := slog.LevelInfo
 	f.TextVar(&level, "log-level", level, "debug, info, warn or error")
 	if err := f.Parse(args); err != nil {
@@ -80,7 +81,7 @@ func parse(args []string, out io.Writer) (*options, error) {
 	}
 	o.config = streams.Config{
 		ApplicationID: *id, Brokers: []string{*brokers}, StateDir: *dir,
-		SessionTimeout: time.Duration(*session) * time.Millisecond, CommitInterval: commitInterval,
+		SessionTimeout: time.Duration(*session) * time.Millisecond, CommitInterval: commitInterval, FlushInterval: *flush,
 		ConnectTimeout: connectTimeout, ShutdownTimeout: shutdownTimeout,
 		CacheBytes: -1, ReplicationFactor: 1,
 		Logger: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})).With("instance", *instance),
