@@ -233,9 +233,9 @@ func (b *Buffered) keepOrder() {
 		return
 	}
 	b.ordered = true
-	b.open.order.build(&b.open.table)
+	b.open.keepOrder(b.space.layout())
 	for _, f := range b.frozen {
-		f.order.build(&f.table)
+		f.keepOrder(b.space.layout())
 	}
 }
 
@@ -410,7 +410,7 @@ func (b *Buffered) newBuffer() *Frozen {
 		f = &Frozen{}
 	}
 	if b.ordered {
-		f.order.build(&f.table)
+		f.keepOrder(b.space.layout())
 	}
 	return f
 }

@@ -8,6 +8,7 @@ package state
 type filter struct {
 	on     bool // it has seen every key
 	layers []filterLayer
+	full   int // how many of the layers take no more
 }
 
 type filterLayer struct {
@@ -27,7 +28,7 @@ func (f *filter) lacks(hash uint32) bool {
 	if !f.on {
 		return false
 	}
-	for i := range f.layers {
+	for i := range f.layers[:min(f.full+1, len(f.layers))] {
 		if f.layers[i].has(hash) {
 			return false
 		}
@@ -40,13 +41,25 @@ func (f *filter) add(hash uint32) {
 	if !f.on || !f.lacks(hash) {
 		return
 	}
-	n := len(f.layers)
-	if n == 0 || f.layers[n-1].room == 0 {
-		blocks := filterFirst << (2 * n)
+	if f.full == len(f.layers) {
+		blocks := filterFirst << (2 * f.full)
 		f.layers = append(f.layers, filterLayer{make([]filterBlock, blocks), blocks * filterBlockKeys})
-		n++
 	}
-	f.layers[n-1].add(hash)
+	l := &f.layers[f.full]
+	if l.add(hash); l.room == 0 {
+		f.full++
+	}
+}
+
+// reset empties the filter, and keeps its memory. on says whether it will see every key from now on.
+func (f *filter) reset(on bool) {
+	f.on = on
+	for i := range f.layers {
+		l := &f.layers[i]
+		clear(l.blocks)
+		l.room = len(l.blocks) * filterBlockKeys
+	}
+	f.full = 0
 }
 
 // bytes returns what the filter takes of the heap.

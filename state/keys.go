@@ -74,10 +74,15 @@ func splitKey(k []byte) int {
 	if len(k) < prefixLen || k[4] != tagKeys {
 		return len(k)
 	}
-	at := prefixLen
-	switch Layout(k[0]) {
+	return prefixLen + Layout(k[0]).split(k[prefixLen:])
+}
+
+// split returns the length of the part of a store's key that what is read together has in common.
+func (l Layout) split(k []byte) int {
+	at := 0
+	switch l {
 	case SegmentKey:
-		at += 8
+		at = 8
 	case KeyFirst:
 	default:
 		return len(k)
@@ -93,6 +98,15 @@ func splitKey(k []byte) int {
 		}
 	}
 	return len(k)
+}
+
+// common returns what all keys from from to to (nil: no bound) have in common, if it is what [Layout.split] cuts off.
+func (l Layout) common(from, to []byte) ([]byte, bool) {
+	n := l.split(from)
+	if n == len(from) || len(to) < n || !bytes.Equal(from[:n], to[:n]) {
+		return nil, false
+	}
+	return from[:n], true
 }
 
 // spanOf returns the id of the span that an engine's key is in.

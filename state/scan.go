@@ -9,7 +9,9 @@ type scan struct {
 	sources []source // newest first
 	from    []byte
 	to      []byte
-	bounded bool // to is a bound
+	bounded bool   // to is a bound
+	begin   uint32 // hash of what all keys of the scan have in common
+	short   bool   // there is such a beginning
 	reverse bool
 	at      int // the source of the current entry, or -1
 	ended   bool
@@ -33,6 +35,10 @@ func (b *Buffered) Scan(from, to []byte, reverse bool) Iterator {
 	s := b.newScan()
 	s.from, s.to = append(s.from[:0], from...), append(s.to[:0], to...)
 	s.bounded, s.reverse, s.at, s.ended, s.err = to != nil, reverse, -1, false, nil
+	var begin []byte
+	if begin, s.short = b.space.layout().common(s.from, s.upper()); s.short {
+		s.begin = hashKey(begin)
+	}
 	b.scans = append(b.scans, s)
 	s.addTable(&b.open.table, b.open.ranges, uint32(len(b.undos)))
 	for i := len(b.frozen) - 1; i >= 0; i-- {
@@ -63,9 +69,11 @@ func (s *scan) addTable(t *table, ranges []keyRange, undos uint32) {
 		return
 	}
 	x := source{table: t, ranges: ranges, undos: undos}
-	if s.reverse {
+	switch {
+	case s.short && t.order.begins.lacks(s.begin):
+	case s.reverse:
 		x.id = t.order.seekBefore(t, s.upper())
-	} else {
+	default:
 		x.id = t.order.seek(t, s.from)
 	}
 	s.settle(&x)
@@ -76,7 +84,7 @@ func (s *scan) addTable(t *table, ranges []keyRange, undos uint32) {
 func (s *scan) addBelow() {
 	b := s.store
 	if b.cache.complete {
-		b.cache.order.build(&b.cache.table)
+		b.cache.keepOrder(b.space.layout())
 		s.addTable(&b.cache.table, nil, 0)
 		return
 	}

@@ -318,6 +318,8 @@ type Space struct {
 func (s *Space) Task() string  { return s.name.task }
 func (s *Space) Store() string { return s.name.store }
 
+func (s *Space) layout() Layout { return Layout(s.id >> 24) }
+
 // Fork returns the same space for another goroutine to read.
 func (s *Space) Fork() *Space {
 	return &Space{spaces: s.spaces, engine: s.engine, name: s.name, id: s.id}

@@ -159,6 +159,12 @@ func (t *table) reset() {
 	t.headers = headerSlots{}
 }
 
+// keepOrder keeps the keys in order from now on.
+func (t *table) keepOrder(l Layout) {
+	t.order.layout = l
+	t.order.build(t)
+}
+
 // bytes returns what the table's contents take of the heap, about.
 func (t *table) bytes() int64 {
 	return t.slab.used + int64(len(t.entries))*(entryBytes+slotBytes) + t.order.bytes() + t.headers.bytes
