@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/eddyline/eddyline/topology"
 )
@@ -27,6 +28,14 @@ type command struct {
 
 // commandFlags are the flags of single commands.
 type commandFlags struct {
+	to, old string
+	shift   int64
+	execute bool
+
+	instances string
+	every     time.Duration
+	times     int
+
 	json   bool
 	format string
 	create bool
@@ -41,7 +50,7 @@ func (p *program) commands() []*command {
 			long: "Without --brokers it runs on a broker of its own, in memory. With --brokers several instances of the same\n" +
 				"--application-id share the work; give each its own --state-dir on a disk that stays, and a restart goes on from there.",
 		},
-		describeCommand, topicsCommand, diffCommand,
+		describeCommand, topicsCommand, diffCommand, statusCommand, topCommand, resetCommand,
 	}
 	help := &command{name: "help", args: "[COMMAND]", most: 1, tool: true, offline: true, short: "print what a command does, and its flags", run: (*program).help}
 	completion := &command{

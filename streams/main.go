@@ -59,6 +59,9 @@ type program struct {
 //	describe   print the topology: as text, JSON, Mermaid, DOT or SVG
 //	topics     print or create the internal topics of the application
 //	diff       compare the topology with one that ran before: does its state fit?
+//	status     print who runs which tasks, and how far the input is processed
+//	top        the same, again and again, with rates
+//	reset      have the application begin again: input offsets, internal topics, local state
 //	help       print what a command does
 //	completion print a script that completes command lines
 //
