@@ -91,7 +91,7 @@ func encodeFeed[K, V any](ctx context.Context, t topology.Topic[K, V], g *topolo
 			case chosen && len(to) > 0:
 				out.Partition = int32(to[0])
 			case out.Key != nil:
-				out.Partition = topology.Partition(out.Key, partitions)
+				out.Partition = t.KeyPartition(out.Key, partitions)
 			default:
 				out.Partition = anywhere.any(len(out.Value))
 			}

@@ -144,7 +144,7 @@ func (in ClusterInput[K, V]) SendRecord(r topology.Record[K, V]) {
 		to = []int{0}
 	default:
 		suffix, _ := serde.WindowSuffix(in.keys)
-		to = []int{int(topology.Partition(key[:max(len(key)-suffix, 0)], n))}
+		to = []int{int(in.topic.KeyPartition(key[:max(len(key)-suffix, 0)], n))}
 	}
 	for _, p := range to {
 		one := record

@@ -96,7 +96,7 @@ func (in Input[K, V]) send(r topology.Input, partition int32) {
 	name := in.topic.Name()
 	if r.Partition = partition; partition < 0 && r.Key != nil {
 		suffix, _ := serde.WindowSuffix(in.keys)
-		r.Partition = topology.Partition(r.Key[:max(len(r.Key)-suffix, 0)], in.d.partitions(name))
+		r.Partition = in.topic.KeyPartition(r.Key[:max(len(r.Key)-suffix, 0)], in.d.partitions(name))
 	}
 	in.d.pipe(name, r, func() string { return name + " " + in.text(r) })
 }

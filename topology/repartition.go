@@ -26,7 +26,7 @@ func (s Stream[K, V]) Repartition(t Topic[K, V], o ...Option) Stream[K, V] {
 		}
 		name := x.givenOr(prefix, "KSTREAM-REPARTITION-")
 		v := repartitioned(x, name, s.keys, s.values, Topic[K, V]{
-			keys: keys, values: values, partitions: t.partitions, partition: t.partition,
+			keys: keys, values: values, partitions: t.partitions, partition: t.partition, byKey: t.byKey,
 		})
 		v.repartition.optimizable = false // it is asked for, not found out to be needed
 		x.connect(v, from.v)

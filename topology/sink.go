@@ -202,7 +202,9 @@ func (w *writer[K, V]) send(n *node, r rec[K, V], out Output) error {
 	}
 	out.Partition = -1
 	if out.Key != nil {
-		out.Partition = c.byKey(out.Topic, out.Internal, out.Key[:len(out.Key)-w.suffix])
+		if n := c.Partitions(out.Topic, out.Internal); n > 0 {
+			out.Partition = w.topic.KeyPartition(out.Key[:len(out.Key)-w.suffix], n)
+		}
 	}
 	return c.emit(out)
 }

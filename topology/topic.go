@@ -17,6 +17,7 @@ type Topic[K, V any] struct {
 	start      Start
 	extract    func(r Record[K, V], partitionTime time.Time) (time.Time, bool)
 	partition  func(key Maybe[K], value Maybe[V], n int) ([]int, bool)
+	byKey      Partitioner // nil: Murmur2
 }
 
 // NewTopic declares a topic. A nil serde is that of the builder or of the Go type.
