@@ -56,7 +56,9 @@ type App struct {
 	globals   *globals  // nil: there are none
 	shelf     *shelf
 	directory *directory
-	planned   atomic.Pointer[map[task.ID]*topology.PlannedTask] // plan, once it is made
+	plans     atomic.Pointer[map[task.ID]*topology.PlannedTask]
+	known     atomic.Bool   // there are tasks and a group, which queries may look at
+	look      chan struct{} // has room for one: topics may have changed
 	purger    *purger
 	moved     chan struct{}                    // has room for one: tasks came or went
 	runs      atomic.Pointer[map[task.ID]bool] // tasks that run; replaced, never changed
@@ -67,7 +69,6 @@ type App struct {
 	serving   sync.WaitGroup
 
 	// Of the goroutine of Run.
-	plan     map[task.ID]*topology.PlannedTask
 	tasks    map[task.ID]*owned
 	homes    map[task.ID]*worker // where tasks ran last
 	joined   bool                // the group has given out tasks
@@ -93,6 +94,8 @@ type owned struct {
 	lost   bool
 	after  []func() // called when it is closed
 	again  uint64   // assigned once more meanwhile, by this assignment; 0: not
+	// unplanned tasks are not known here yet: nothing of them is opened.
+	unplanned bool
 }
 
 type phase uint8
@@ -116,12 +119,13 @@ func New(g *topology.Graph, c Config) (*App, error) {
 	a := &App{
 		graph: g, config: c, log: c.Logger.With("application", c.ApplicationID),
 		ready: make(chan struct{}), ended: make(chan struct{}), notes: newInbox[note](),
-		tasks: map[task.ID]*owned{}, homes: map[task.ID]*worker{}, plan: map[task.ID]*topology.PlannedTask{},
+		tasks: map[task.ID]*owned{}, homes: map[task.ID]*worker{}, look: make(chan struct{}, 1),
 		wanted: map[task.ID]bool{}, standbys: map[task.ID]*standby{}, sick: map[task.ID]uint64{}, moved: make(chan struct{}, 1),
 		shelf: newShelf(),
 	}
 	a.directory = &directory{ask: func(ctx context.Context) ([]instance, error) { return a.group.instances(ctx) }}
 	a.runs.Store(&map[task.ID]bool{})
+	a.plans.Store(&map[task.ID]*topology.PlannedTask{})
 	a.metrics = newMetrics(a)
 	a.events = newEvents(c.OnEvent, a.log)
 	return a, nil
@@ -434,7 +438,10 @@ func (a *App) giveBack(o *owned, lost bool, after func()) {
 	}
 	o.going, o.lost = true, o.lost || lost
 	o.cancel()
-	if o.phase == opened {
+	switch {
+	case o.unplanned:
+		a.gone(o)
+	case o.phase == opened:
 		o.worker.inbox.put(leave{o.id, o.epoch, o.lost})
 	}
 }
@@ -443,9 +450,24 @@ func (a *App) giveBack(o *owned, lost bool, after func()) {
 func (a *App) open(id task.ID, epoch uint64) {
 	o := &owned{id: id, epoch: epoch, worker: a.home(id), cancel: func() {}}
 	a.tasks[id], a.homes[id] = o, o.worker
-	if a.plan[id] == nil {
+	if a.plan()[id] == nil { // another instance may know of topics that are new
+		o.unplanned = true
+		select {
+		case a.look <- struct{}{}:
+		default:
+		}
+		return
+	}
+	a.reopen(o)
+}
+
+// plunge opens a task that was not known when it was assigned, or fails.
+func (a *App) plunge(o *owned) {
+	o.unplanned = false
+	if a.plan()[o.id] == nil {
 		a.fail(fmt.Errorf("the group assigned task %v, which the topology does not have: another instance of application %q "+
-			"runs another topology; stop all of them and start them again with one", id, a.config.ApplicationID))
+			"runs another topology; stop all of them and start them again with one", o.id, a.config.ApplicationID))
+		o.unplanned = true
 		return
 	}
 	a.reopen(o)
@@ -471,7 +493,7 @@ func (a *App) home(id task.ID) *worker {
 func (a *App) reopen(o *owned) {
 	ctx, cancel := context.WithCancel(a.life)
 	o.phase, o.cancel = opening, cancel
-	job := &openJob{app: a, ctx: ctx, id: o.id, epoch: o.epoch, worker: o.worker, plan: a.plan[o.id]}
+	job := &openJob{app: a, ctx: ctx, id: o.id, epoch: o.epoch, worker: o.worker, plan: a.plan()[o.id]}
 	if s := a.standbys[o.id]; s != nil {
 		s.cancel()
 		job.standby = s.done

@@ -463,14 +463,12 @@ func (e edit) run(t *testing.T, c Config, v variant, o []topology.BuildOption, r
 	for name := range topics {
 		l.topics[name] = true
 	}
-	if a.plan != nil {
-		for _, s := range l.graph.Stores() {
-			l.planned[s.ChangelogTopic("app")] = true
-		}
-		for _, s := range l.graph.Subtopologies() {
-			for _, in := range s.Sources {
-				l.planned[l.graph.TopicName(in.Name, "app")] = true
-			}
+	for _, s := range l.graph.Stores() {
+		l.planned[s.ChangelogTopic("app")] = true
+	}
+	for _, s := range l.graph.Subtopologies() {
+		for _, in := range s.Sources {
+			l.planned[l.graph.TopicName(in.Name, "app")] = true
 		}
 	}
 	return l, restored

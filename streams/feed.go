@@ -249,7 +249,7 @@ func (l *listening) past(ends map[topicPartition]listed) bool {
 // have seen what came of it.
 func (p *program) drained(ctx context.Context, a *App, l *listening) error {
 	inputs := map[topicPartition]int64{}
-	for _, t := range a.plan {
+	for _, t := range a.plan() {
 		for _, in := range t.Inputs {
 			inputs[topicPartition{in.Name, in.Partition}] = listLatest
 		}
@@ -298,7 +298,7 @@ func (a *App) done(ctx context.Context, ends map[topicPartition]listed) bool {
 			return false
 		}
 	}
-	return idle == len(a.plan)
+	return idle == len(a.plan())
 }
 
 // check asks a worker how many of its tasks have nothing to do before ends.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/eddyline/eddyline/state"
@@ -133,20 +132,19 @@ func (a *App) flushFailed(err error) {
 
 // stamp has all workers note the time in the state of their tasks.
 func (a *App) stamp(ctx context.Context) {
-	var all sync.WaitGroup
 	now := time.Now()
+	stamped := make(chan struct{}, len(a.workers))
 	for _, w := range a.workers {
-		all.Add(1)
-		w.inbox.put(stamp{now, sync.OnceFunc(all.Done)})
+		w.inbox.put(stamp{now, func() { stamped <- struct{}{} }})
 	}
-	done := make(chan struct{})
-	go func() {
-		all.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	case <-time.After(time.Second): // a user's function takes its time
+	patience := time.After(time.Second) // a user's function takes its time
+	for range a.workers {
+		select {
+		case <-stamped:
+		case <-ctx.Done(): // the workers may have ended
+			return
+		case <-patience:
+			return
+		}
 	}
 }

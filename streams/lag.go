@@ -45,7 +45,7 @@ func (a *App) reportLags(ctx context.Context, told map[task.ID]lag) {
 // outgrown reports whether the changelogs of a task that runs here are not as short any more as the group was told.
 func (a *App) outgrown(told map[task.ID]lag) bool {
 	for id := range *a.runs.Load() {
-		l, t := told[id], a.plan[id]
+		l, t := told[id], a.plan()[id]
 		if l.total > a.config.AcceptableLag || t == nil || !t.Sub.Stateful() {
 			continue
 		}
@@ -70,7 +70,7 @@ func (a *App) lags(ctx context.Context) (map[task.ID]lag, error) {
 	lags := map[task.ID]lag{}
 	next := map[task.ID]map[topicPartition]int64{} // of state that is not in use
 	at := map[topicPartition]int64{}
-	for id, t := range a.plan {
+	for id, t := range a.plan() {
 		if !t.Sub.Stateful() {
 			continue
 		}

@@ -299,7 +299,7 @@ func (w *worker) env(r *running) topology.Env {
 		Logger:      a.log.With("task", r.id.String()),
 		Rand:        rand.New(rand.NewPCG(h.Sum64(), r.owner.epoch)),
 		StartMs:     time.Now().UnixMilli(),
-		CacheBytes:  a.config.CacheBytes / int64(max(1, len(a.plan))),
+		CacheBytes:  a.config.CacheBytes / int64(max(1, len(a.plan()))),
 		EmitEvery:   emitEveryMs,
 	}
 }

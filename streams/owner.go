@@ -74,7 +74,7 @@ func (a *App) ownerOf(ctx context.Context, s *topology.StoreSpec, partition int3
 
 // Instances returns the instances of the application that the group knows.
 func (a *App) Instances(ctx context.Context) ([]Instance, error) {
-	if a.planned.Load() == nil {
+	if !a.known.Load() {
 		return nil, fmt.Errorf("instances of the application: it has not started: %w", ErrNotReady)
 	}
 	members, err := a.directory.list(ctx)

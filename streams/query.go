@@ -137,7 +137,7 @@ func (a *App) hide(r *running) {
 	for _, st := range r.order {
 		a.shelf.take(r.id.Partition, st.buffered.View())
 	}
-	if t := a.plan[r.id]; t != nil {
+	if t := a.plan()[r.id]; t != nil {
 		a.shelf.forget(t.Inputs)
 	}
 }
@@ -278,7 +278,7 @@ func (q query) missing(partition int32) error {
 	if q.app.State() == NotRunning || q.app.State() == Failed {
 		return fmt.Errorf("query store %q: %w", q.spec.Name, ErrNotRunning)
 	}
-	if partition == globalPartition || q.app.planned.Load() == nil {
+	if partition == globalPartition || !q.app.known.Load() {
 		return fmt.Errorf("query store %q: %w", q.spec.Name, ErrNotReady)
 	}
 	if m := q.app.membership(); m != nil {
@@ -324,11 +324,10 @@ func (q query) ended(err error) error {
 
 // partsOf returns how many partitions a store has.
 func (a *App) partsOf(s *topology.StoreSpec) (n int, err error) {
-	plan := a.planned.Load()
-	if plan == nil {
+	if !a.known.Load() {
 		return 0, fmt.Errorf("query store %q: the application has not started: %w", s.Name, ErrNotReady)
 	}
-	for id, t := range *plan {
+	for id, t := range a.plan() {
 		if slices.Contains(t.Sub.Stores, s) {
 			n = max(n, int(id.Partition)+1)
 		}

@@ -44,6 +44,9 @@ type group interface {
 	// change any more.
 	reportRuns(runs map[task.ID]bool)
 
+	// reads replaces the topics that the tasks read, and asks for a rebalance: they have changed.
+	reads(topics []string)
+
 	// rejoin asks for a rebalance, because something changed that decides who runs what.
 	rejoin(why string)
 

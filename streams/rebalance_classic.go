@@ -240,11 +240,19 @@ func (s *groupSession) ParseSyncAssignment(b []byte) (map[string][]int32, error)
 
 // MemberBalancer makes the assignment of the whole group, where this member leads it.
 func (s *groupSession) MemberBalancer(members []kmsg.JoinGroupResponseMember) (kgo.GroupMemberBalancer, map[string]struct{}, error) {
+	cfg := s.g.config()
 	topics := map[string]struct{}{}
-	for _, t := range s.g.cfg.topics {
+	for _, t := range cfg.topics {
 		topics[t] = struct{}{}
 	}
-	cfg := s.g.config()
+	for _, m := range members { // one of them may have found some that are new
+		var about kmsg.ConsumerMemberMetadata
+		if about.ReadFrom(m.ProtocolMetadata) == nil {
+			for _, t := range about.Topics {
+				topics[t] = struct{}{}
+			}
+		}
+	}
 	return &reportingRound{newRound(&cfg, members), s.g}, topics, nil
 }
 
@@ -496,6 +504,18 @@ func (g *classicGroup) reportRuns(runs map[task.ID]bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.runs = runs
+}
+
+func (g *classicGroup) reads(topics []string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.cfg.topics = topics
+	if g.session != nil {
+		if client := g.session.client.Load(); client != nil {
+			go client.AddConsumeTopics(topics...) // it takes a lock under which the client may call us
+		}
+	}
+	g.again("the topics have changed")
 }
 
 func (g *classicGroup) rejoin(why string) {

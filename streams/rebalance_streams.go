@@ -161,6 +161,9 @@ func (g *streamsGroup) reportLag(map[task.ID]lag) {}
 
 func (g *streamsGroup) reportRuns(map[task.ID]bool) {}
 
+// reads does nothing: the broker looks at the topics itself.
+func (g *streamsGroup) reads([]string) {}
+
 func (g *streamsGroup) rejoin(string) { g.ring() }
 
 // ring has a heartbeat sent at once.

@@ -39,7 +39,7 @@ func (a *App) keepStandbys() {
 		return
 	}
 	for id := range a.wanted {
-		plan := a.plan[id]
+		plan := a.plan()[id]
 		_, sick := a.sick[id]
 		if plan == nil || !plan.Sub.Stateful() || sick || a.tasks[id] != nil || a.standbys[id] != nil {
 			continue
@@ -72,10 +72,10 @@ func (n rested) noted(a *App) {
 
 // forget drops what a task has in memory, if neither it nor a standby of it goes on here.
 func (a *App) forget(id task.ID) {
-	if a.tasks[id] != nil || a.standbys[id] != nil || a.wanted[id] && !a.stopping || a.plan[id] == nil {
+	if a.tasks[id] != nil || a.standbys[id] != nil || a.wanted[id] && !a.stopping || a.plan()[id] == nil {
 		return
 	}
-	for _, spec := range a.plan[id].Sub.Stores {
+	for _, spec := range a.plan()[id].Sub.Stores {
 		if !spec.InMemory {
 			continue
 		}

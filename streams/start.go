@@ -13,7 +13,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/eddyline/eddyline/streams/task"
 	"github.com/eddyline/eddyline/topology"
 )
 
@@ -123,10 +122,8 @@ func (a *App) prepare(ctx context.Context) (*topology.Plan, error) {
 	if err := a.keepTopology(plan); err != nil {
 		return nil, err
 	}
-	for i := range plan.Tasks {
-		t := &plan.Tasks[i]
-		a.plan[task.ID{Sub: t.Sub.ID, Partition: t.Partition}] = t
-	}
+	tasks := tasksOf(plan)
+	a.plans.Store(&tasks)
 	return plan, nil
 }
 
@@ -231,7 +228,7 @@ func (a *App) client(part string) *kgo.Client {
 // join starts the workers and the membership. The group is told before what state lies here.
 func (a *App) join(ctx context.Context, plan *topology.Plan) error {
 	a.group = a.newGroup(plan)
-	a.planned.Store(&a.plan) // queries may look at it, and at the group, from now on
+	a.known.Store(true)
 	lags, err := patiently(ctx, a, "look how far state lies behind", a.lags)
 	if err != nil {
 		return err
@@ -241,6 +238,7 @@ func (a *App) join(ctx context.Context, plan *topology.Plan) error {
 		a.working.Go(func() { w.run(a.life) })
 	}
 	a.serving.Go(func() { a.reportLags(a.life, lags) })
+	a.serving.Go(func() { a.watch(a.life) })
 	return a.group.start(a.life)
 }
 

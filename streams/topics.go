@@ -174,21 +174,26 @@ func (k *topicKeeper) check(ctx context.Context, topics []topology.InternalTopic
 		case n == 0:
 			missing = append(missing, t)
 		case n != t.Partitions:
-			faults = append(faults, wrongCount(t, n))
+			faults = append(faults, &countError{t, n})
 		}
 	}
 	return missing, errors.Join(faults...)
 }
 
-// wrongCount says why a topic with n partitions does not do, and what to do about it.
-func wrongCount(t topology.InternalTopic, n int) error {
+// countError says why an internal topic with n partitions does not do, and what to do about it.
+type countError struct {
+	topic topology.InternalTopic
+	n     int
+}
+
+func (e *countError) Error() string {
 	what := "repartition topic"
-	if t.Store != "" {
-		what = fmt.Sprintf("changelog of store %q", t.Store)
+	if e.topic.Store != "" {
+		what = fmt.Sprintf("changelog of store %q", e.topic.Store)
 	}
-	return fmt.Errorf("topic %q, the %s, has %d partitions, and the inputs make for %d: keys would be looked for where they are not; "+
+	return fmt.Sprintf("topic %q, the %s, has %d partitions, and the inputs make for %d: keys would be looked for where they are not; "+
 		"if an input topic was given more partitions, reset the application, which deletes its internal topics and reads "+
-		"its input again, or start it under a new application id", t.Name, what, n, t.Partitions)
+		"its input again, or start it under a new application id", e.topic.Name, what, e.n, e.topic.Partitions)
 }
 
 // create asks for topics. One that another instance has created meanwhile is fine. again is why some have to be asked for
