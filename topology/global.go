@@ -96,7 +96,8 @@ func (s Stream[K, V]) JoinGlobalKeyed[G, W, R any](t GlobalTable[G, W], key func
 }
 
 // LeftJoinGlobal is JoinGlobal with a result for every record that has a value: f gets an absent value where there is no
-// key in the table, or no row.
+// key in the table, or no row. The key function is called for a record without a key where K is a [Maybe]; of other types
+// such a record is joined with nothing, and the function is not asked.
 func (s Stream[K, V]) LeftJoinGlobal[G, W, R any](t GlobalTable[G, W], key func(K, V) (G, bool),
 	f func(V, Maybe[W]) R, o ...Option) Stream[K, R] {
 	return joinGlobal(s, t.t, key, globalJoin[K, V, W, R]{join: joinLeft[K](f), left: true}, o)

@@ -15,13 +15,15 @@ type Grouped[K, V any] struct {
 // groupRef is the identity of a grouping: with a name, its aggregations share one repartition topic.
 type groupRef struct{ b *Builder }
 
-// GroupByKey groups the stream by the key it has. Named names the repartition topic, if one is needed.
+// GroupByKey groups the stream by the key it has, through a repartition topic if the key was changed above. Records without a
+// key are left out before that topic, uncounted; where there is none, the aggregation drops and counts them. Named names
+// the repartition topic.
 func (s Stream[K, V]) GroupByKey(o ...Option) Grouped[K, V] {
 	return Grouped[K, V]{s, optionsOf(o).name, &groupRef{s.ref.b}}
 }
 
-// GroupBy groups the stream by the key that f takes from each value, through a repartition topic. Without a value, and
-// with an absent new key: left out. Named names the repartition topic.
+// GroupBy groups the stream by the key that f takes from each value, through a repartition topic. Without a value: dropped
+// and counted. With an absent new key (a [Maybe]): left out before the topic, uncounted. Named names the repartition topic.
 func (s Stream[K, V]) GroupBy[L any](f func(V) L, o ...Option) Grouped[L, V] {
 	return selectKey(s, f, "KSTREAM-KEY-SELECT-", o).GroupByKey(o...)
 }
