@@ -315,6 +315,16 @@ func (c Config) validate() error {
 			"ClientTags: %q=%q: use names and values of 1 to %d bytes", k, v, maxNameBytes)
 	}
 	fault(len(c.ClientTags) > maxTags, "ClientTags are %d: use at most %d", len(c.ClientTags), maxTags)
+	for _, p := range []struct {
+		name   string
+		policy topology.ErrorPolicy
+	}{{"OnDecodeError", c.OnDecodeError}, {"OnProcessError", c.OnProcessError}, {"OnEncodeError", c.OnEncodeError}} {
+		_, retries := p.policy.(topology.Retry)
+		fault(retries, "%s is a Retry: it keeps records in stores, which the topology has to have; give it to the operators and "+
+			"sources with topology.OnError", p.name)
+		fault((p.policy == topology.DeadLetter || p.policy == topology.DeadLetterNode) && c.DeadLetterTopic == "",
+			"%s sends records to the dead letter topic, and DeadLetterTopic is empty: name a topic that exists, or use Skip", p.name)
+	}
 	fault(c.ReplicationFactor < 0, "ReplicationFactor is %d: use 0 for the brokers' default", c.ReplicationFactor)
 	fault(c.MemoryBytes < leastMemoryBytes, "MemoryBytes is %d: use at least %d", c.MemoryBytes, leastMemoryBytes)
 	if len(faults) > 0 {

@@ -130,6 +130,7 @@ type taskTotals struct {
 	busy    time.Duration
 	queued  int64
 	lag     int64
+	waiting int64
 	dropped map[string]uint64
 }
 
@@ -138,6 +139,7 @@ func (t *taskTotals) add(m *taskMeter) {
 	t.busy += time.Duration(m.busy.Load())
 	t.queued += m.queued.Load()
 	t.lag += m.lag.Load()
+	t.waiting += m.waiting.Load()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for reason, n := range m.dropped {
@@ -239,6 +241,7 @@ type taskMeter struct {
 	busy    atomic.Int64 // nanoseconds
 	queued  atomic.Int64 // bytes
 	lag     atomic.Int64 // input records that are not committed
+	waiting atomic.Int64 // records that are tried again later
 
 	mu      sync.Mutex
 	dropped map[string]uint64 // by reason
@@ -277,7 +280,7 @@ func (m *metrics) forget(id task.ID) {
 		m.past[id.Sub] = past
 	}
 	past.add(t)
-	past.queued, past.lag = 0, 0
+	past.queued, past.lag, past.waiting = 0, 0, 0
 	delete(m.tasks, id)
 }
 

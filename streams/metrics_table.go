@@ -196,6 +196,11 @@ var metricTable = []metricRow{
 		values: perTask(func(t *taskSeries) float64 { return float64(t.lag) }),
 	},
 	{
+		name: "kafka_streams_task_retry_waiting_records", section: sectionTasks,
+		labels: taskLabels, help: "Records that failed and wait to be tried again, and those that wait behind them.",
+		values: perTask(func(t *taskSeries) float64 { return float64(t.waiting) }),
+	},
+	{
 		name: "kafka_streams_task_dropped_records_total", kafka: "stream-task-metrics dropped-records-total", section: sectionTasks,
 		labels: []string{"task_id", "reason"}, kind: counts, help: "Records left out, by reason.",
 		values: func(s *scrape, emit func(float64, ...string)) {

@@ -167,6 +167,7 @@ func (w *worker) stepped(r *running, err error) {
 	w.touch(r)
 	w.bytes += r.measure()
 	w.asked = r.task.CommitRequested() || w.asked
+	r.meter.waiting.Store(int64(r.task.Waiting()))
 	r.settle(w.app.source)
 	if w.app.config.Guarantee == AtLeastOnce {
 		w.sendAhead(r)

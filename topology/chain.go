@@ -130,12 +130,15 @@ type Chain struct {
 	rewrites     bool    // a processor replaces headers that others share, so records have a cell for them
 	below        error   // the first failure of what the processor at hand forwarded
 	err          error
+	attempt      int               // of a record that is tried again
+	first        int64             // and when it failed first
 	tells        map[tellKey]*told // what was logged of records that were left out
 }
 
 // current is the record at hand, as failures and processors see it.
 type current struct {
 	in      *Input // nil in a punctuation
+	source  *node  // that it came in by, likewise
 	ts      int64
 	headers serde.Headers
 	sent    bool // something was written for it

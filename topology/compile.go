@@ -201,6 +201,7 @@ func (x *build) compile() {
 			t.spec.HeadersOfDeletes = true
 		}
 	}
+	x.addRetries()
 	x.g.connect()
 	x.checkNames()
 	x.checkChangelogs()

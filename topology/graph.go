@@ -40,6 +40,7 @@ type SourceTopic struct {
 	Pattern  *regexp.Regexp // nil for a name
 	Internal bool           // a repartition topic, which Eddyline creates
 	Start    Start
+	Retries  string // the store of the records that wait to be tried again, "" for none
 	node     *node
 }
 
@@ -68,7 +69,8 @@ type node struct {
 	topic     string // sink: what it writes, or "" where a function says
 	extractor bool   // sink: a function names the topic
 	stores    []string
-	global    bool // part of a global store
+	global    bool       // part of a global store
+	retries   *StoreSpec // source: of the records that wait to be tried again, nil for none
 
 	// link returns the node's input as a forward or forwardChange of its types, or as a *source. It is called once per
 	// task, after its children's.
@@ -94,6 +96,7 @@ const (
 	GraceBufferStore // of stream-table joins with grace
 	OuterJoinStore   // records of an outer stream join that wait for a partner
 	ForeignKeyStore  // who asks for which key in a foreign-key join
+	RetryStore       // records that wait to be tried again
 )
 
 // StoreSpec is a store of a graph.
@@ -197,10 +200,10 @@ func (s *Subtopology) add(g *Graph, n *node) {
 	case n.kind == sinkNode && !n.extractor && !slices.Contains(s.Sinks, n.topic):
 		s.Sinks = append(s.Sinks, n.topic)
 	case n.kind == sourceNode && n.pattern != nil:
-		s.Sources = append(s.Sources, SourceTopic{Pattern: n.pattern, Start: n.start, node: n})
+		s.Sources = append(s.Sources, SourceTopic{Pattern: n.pattern, Start: n.start, Retries: n.retryStore(), node: n})
 	case n.kind == sourceNode:
 		for _, t := range n.topics {
-			s.Sources = append(s.Sources, SourceTopic{Name: t, Internal: g.topics[t] != nil, Start: n.start, node: n})
+			s.Sources = append(s.Sources, SourceTopic{Name: t, Internal: g.topics[t] != nil, Start: n.start, Retries: n.retryStore(), node: n})
 		}
 	}
 }

@@ -100,6 +100,7 @@ func (p PolicyFunc) decide(ctx context.Context, f Failure) Action { return p(ctx
 type StepError struct {
 	Failure Failure
 	Action  Action // Fail, Skip or DeadLetter
+	Again   *Retry // the record is to be tried again, as it says; Action is Skip
 }
 
 func (e *StepError) Error() string {
@@ -122,10 +123,13 @@ func (c *Chain) failed(n *node, class Class, cause error) error {
 		class = SendError
 	}
 	f := c.failure(n, class, cause)
-	if errors.Is(cause, serde.ErrUnavailable) { // the record is not to blame
-		return &StepError{f, Fail}
+	action, again := c.decide(c.policy(n, class), &f)
+	switch {
+	case again != nil:
+		return &StepError{f, Skip, again}
+	case errors.Is(cause, serde.ErrUnavailable): // the record is not to blame
+		return &StepError{f, Fail, nil}
 	}
-	action := c.decide(n, &f)
 	ours := action == DeadLetter
 	switch {
 	case c.flushing: // what many records have done is on its way: none of it can be rolled back alone
@@ -144,21 +148,32 @@ func (c *Chain) failed(n *node, class Class, cause error) error {
 		c.tell(f, ours || action == DeadLetterNode)
 		return c.dropped(n, class.reason())
 	default:
-		return &StepError{f, action}
+		return &StepError{f, action, nil}
 	}
 }
 
-// decide asks the policy of n. One that panics, or answers with no action, has decided to fail.
-func (c *Chain) decide(n *node, f *Failure) (action Action) {
+// decide asks a policy, which may want the record to be tried again. One that panics, or answers with no action, has
+// decided to fail.
+func (c *Chain) decide(p ErrorPolicy, f *Failure) (action Action, again *Retry) {
 	defer func() {
 		if p := recover(); p != nil {
 			f.Err, action = fmt.Errorf("%w; its error policy: %w", f.Err, panicError(p)), Fail
 		}
 	}()
-	if action = c.policy(n, f.Class).decide(c.Context, *f); action > DeadLetterNode {
-		return Fail
+	for {
+		r, ok := p.(Retry)
+		if !ok {
+			break
+		}
+		if f.Attempt <= r.Times && c.mayRetry() {
+			return Skip, &r
+		}
+		p = r.then()
 	}
-	return action
+	if action = p.decide(c.Context, *f); action > DeadLetterNode {
+		return Fail, nil
+	}
+	return action, nil
 }
 
 // told is what was logged of the failures of an operator in a class.
@@ -214,7 +229,10 @@ func (c *Chain) policy(n *node, class Class) ErrorPolicy {
 
 func (c *Chain) failure(n *node, class Class, cause error) Failure {
 	f := Failure{Err: cause, Class: class, Origin: c.origin(), Task: c.Task, Operator: n.name, Timestamp: msTime(c.cur.ts),
-		Attempt: 1, First: msTime(c.now)}
+		Attempt: max(1, c.attempt), First: msTime(c.now)}
+	if c.attempt > 0 {
+		f.First = msTime(c.first)
+	}
 	if in := c.cur.in; in != nil {
 		f.Key, f.Value, f.Headers, f.Timestamp = in.Key, in.Value, in.Headers, msTime(in.Timestamp)
 	}

@@ -69,7 +69,7 @@ func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 			return &Head{
 				Take: func(from *Input, partitionTime int64) (ts int64, ok bool, err error) {
 					defer c.catch(n, &err)
-					c.cur = current{in: from, ts: from.Timestamp, headers: from.Headers}
+					c.cur = current{source: n, in: from, ts: from.Timestamp, headers: from.Headers}
 					c.at = n
 					headIn = from
 					r := &head
@@ -86,7 +86,7 @@ func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 				},
 				Shift: func() { r, in = head, headIn },
 				Run: func() error {
-					c.cur = current{in: in, ts: r.ts, headers: r.headers}
+					c.cur = current{source: n, in: in, ts: r.ts, headers: r.headers}
 					return next(r)
 				},
 			}

@@ -325,7 +325,7 @@ func headOf[T any](c *Chain, n *node, decode func(in *Input) (T, error), run fun
 		return &Head{
 			Take: func(from *Input, _ int64) (ts int64, ok bool, err error) {
 				defer c.catch(n, &err)
-				c.cur = current{in: from, ts: from.Timestamp, headers: from.Headers}
+				c.cur = current{source: n, in: from, ts: from.Timestamp, headers: from.Headers}
 				c.at = n
 				headIn = from
 				if head, err = decode(from); err == nil && from.Timestamp < 0 {
@@ -338,7 +338,7 @@ func headOf[T any](c *Chain, n *node, decode func(in *Input) (T, error), run fun
 			},
 			Shift: func() { r, in = head, headIn },
 			Run: func() error {
-				c.cur = current{in: in, ts: in.Timestamp, headers: in.Headers}
+				c.cur = current{source: n, in: in, ts: in.Timestamp, headers: in.Headers}
 				return run(r, in.Timestamp, in.Headers)
 			},
 		}

@@ -1,6 +1,7 @@
 package task
 
 import (
+	"errors"
 	"slices"
 
 	"github.com/eddyline/eddyline/topology"
@@ -10,8 +11,10 @@ import (
 // head, because its timestamp may depend on its value.
 type queue struct {
 	Partition
+	task   *Task
 	source topology.SourceTopic
 	head   *topology.Head
+	again  *topology.Head // of records that are tried again; nil until there is one
 
 	records []topology.Input   // as they were added, with the head
 	at      int                // index of the head
@@ -61,6 +64,9 @@ func (q *queue) lead() error {
 	for !q.ready && q.left() {
 		in := &q.records[q.at]
 		ts, ok, err := q.head.Take(in, q.time)
+		if step, failed := errors.AsType[*topology.StepError](err); failed && step.Again != nil {
+			err = q.task.later(in, q.time, step)
+		}
 		if err != nil {
 			return err
 		}

@@ -74,6 +74,10 @@ type Task struct {
 	bytes  int
 	last   *queue // that the last record was of, or nil
 	lastMs int64
+
+	in      *topology.Input // the record of the Step at hand
+	inTime  int64           // and the time of its partition before it
+	retries retries
 }
 
 // store is a store of a task, with the form of its changelog.
@@ -108,12 +112,12 @@ func New(c Config) (*Task, error) {
 	for _, in := range c.Inputs {
 		t.AddInput(in)
 	}
-	return t, nil
+	return t, t.openRetries()
 }
 
 // AddInput adds a partition that the task reads from now on: a topic that a pattern of its sources matches.
 func (t *Task) AddInput(in Input) {
-	q := &queue{Partition: in.Partition, source: in.Source, head: t.chain.Head(in.Source), time: in.Metadata.PartitionTime, next: in.Next, epoch: -1}
+	q := &queue{task: t, Partition: in.Partition, source: in.Source, head: t.chain.Head(in.Source), time: in.Metadata.PartitionTime, next: in.Next, epoch: -1}
 	t.inputs[in.Partition], t.order = q, append(t.order, q)
 	t.chain.RaiseStreamTime(q.time)
 	t.chain.SetCommitted(in.Metadata.Values)
@@ -184,6 +188,7 @@ func (t *Task) Process() (bool, error) {
 	}
 	q := heap.Pop(&t.ready).(*queue)
 	ts, before := q.ts, q.bytes
+	in, inTime := &q.records[q.at], q.time
 	t.last, t.lastMs = q, ts
 	err := q.poll()
 	t.bytes += q.bytes - before
@@ -194,7 +199,12 @@ func (t *Task) Process() (bool, error) {
 		heap.Push(&t.ready, q)
 	}
 	t.chain.RaiseStreamTime(ts)
-	if err := t.step(q.head.Run); err != nil {
+	waits, err := t.behind(in, inTime)
+	if err == nil && !waits {
+		t.in, t.inTime = in, inTime
+		err = t.step(q.head.Run)
+	}
+	if err != nil {
 		return false, t.fail(err)
 	}
 	if t.chain.StreamDue() {
@@ -214,19 +224,27 @@ func (t *Task) Last() (operator string, timestampMs int64, ok bool) {
 	return t.last.source.Operator(), t.lastMs, true
 }
 
-// Punctuate runs the punctuations that the wall clock has made due.
+// Punctuate runs the punctuations and retries that the wall clock has made due.
 func (t *Task) Punctuate() error {
 	if t.failed != nil {
 		return t.failed
 	}
-	if next, ok := t.chain.NextWall(); !ok || next > t.now {
-		return nil
+	if next, ok := t.chain.NextWall(); ok && next <= t.now {
+		if err := t.step(t.chain.PunctuateWall); err != nil {
+			return t.fail(err)
+		}
 	}
-	return t.fail(t.step(t.chain.PunctuateWall))
+	return t.fail(t.retry())
 }
 
-// NextWall returns when the wall clock next makes a punctuation due, in milliseconds, or false for never.
-func (t *Task) NextWall() (int64, bool) { return t.chain.NextWall() }
+// NextWall returns when the wall clock next makes a punctuation or a retry due, in milliseconds, or false for never.
+func (t *Task) NextWall() (int64, bool) {
+	next, ok := t.chain.NextWall()
+	if len(t.retries.due) == 0 || ok && next <= t.retries.due[0].due {
+		return next, ok
+	}
+	return t.retries.due[0].due, true
+}
 
 // Schedules returns what the task's processors have scheduled, by next time, stream time first.
 func (t *Task) Schedules() []topology.Schedule { return t.chain.Schedules() }
@@ -255,6 +273,9 @@ func (t *Task) leaveOut(err error, mark int) error {
 		t.stores[i].b.Rollback()
 	}
 	t.chain.Rollback()
+	if step.Again != nil {
+		return t.later(t.in, t.inTime, step)
+	}
 	t.chain.LeftOut(step)
 	return nil
 }
