@@ -69,3 +69,62 @@ func TestAppRetry(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRedrive sends dead letters back, once over two runs: those that the flags leave out stay dead letters.
+func TestRedrive(t *testing.T) {
+	brokers := fakeCluster(t, 2, "in", "other", "dead")
+	texts := func(topic string) topology.Topic[string, string] {
+		return topology.NewTopic(topic, serde.String, serde.String)
+	}
+	var mended atomic.Bool
+	b := topology.New()
+	for _, topic := range []string{"in", "other"} {
+		b.Stream(texts(topic)).TryForEach(func(_ context.Context, _, _ string) error {
+			if mended.Load() {
+				return nil
+			}
+			return errors.New("bad")
+		}, topology.Named("look-at-"+topic), topology.OnError(topology.DeadLetter))
+	}
+	c := testConfig(brokers)
+	c.DeadLetterTopic = "dead"
+	_, stop := runApp(t, graphOf(t, b), c)
+	for i := range 40 {
+		topic := []string{"in", "other"}[i%2]
+		send(t, brokers, &kgo.Record{Topic: topic, Key: []byte{byte(i)}, Value: []byte("v"), Headers: []kgo.RecordHeader{{Key: "h", Value: []byte("x")}}})
+	}
+	receive(t, brokers, "dead", 40)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, run := range []struct {
+		x    redrive
+		want redriven
+	}{
+		{redrive{from: "dead", operator: "look-at-in", rate: 1000}, redriven{sent: 20, kept: 20}},
+		{redrive{from: "dead"}, redriven{sent: 20}},
+		{redrive{from: "dead"}, redriven{}},
+	} {
+		done, err := run.x.run(t.Context(), c.withDefaults())
+		if err != nil || done != run.want {
+			t.Fatalf("%+v: %+v, %v; want %+v", run.x, done, err, run.want)
+		}
+	}
+	for _, topic := range []string{"in", "other"} {
+		seen := map[string]int{}
+		for _, r := range receive(t, brokers, topic, 40) {
+			seen[string(r.Key)]++
+			if len(r.Headers) != 1 || string(r.Value) != "v" {
+				t.Errorf("record %v of %s is not as it was", r.Key, topic)
+			}
+		}
+		for k, n := range seen {
+			if n != 2 {
+				t.Errorf("key %x is %d times in %s, want 2", k, n, topic)
+			}
+		}
+	}
+	if _, err := (&redrive{from: "nowhere"}).run(t.Context(), c.withDefaults()); !errors.Is(err, errNoDeadLetters) {
+		t.Errorf("redrive of a topic that does not exist: %v", err)
+	}
+}

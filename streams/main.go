@@ -62,6 +62,7 @@ type program struct {
 //	status     print who runs which tasks, and how far the input is processed
 //	top        the same, again and again, with rates
 //	reset      have the application begin again: input offsets, internal topics, local state
+//	redrive    send dead letters back to where they came from
 //	help       print what a command does
 //	completion print a script that completes command lines
 //

@@ -99,7 +99,7 @@ func passing(err error) bool {
 	if _, ok := errors.AsType[*kerr.Error](err); ok {
 		return busy(err)
 	}
-	return !errors.Is(err, ErrNoStart) && !isState(err)
+	return !errors.Is(err, ErrNoStart) && !errors.Is(err, errNoDeadLetters) && !isState(err)
 }
 
 // busy reports whether err is the answer of a broker that is busy with itself, or in trouble.
