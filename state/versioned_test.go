@@ -29,6 +29,9 @@ type versionModel struct {
 	history int64
 	time    int64
 	expired int
+	// forgot has the keys whose only version was deleted at its own time. The changelog has the same bytes for that as for
+	// any deletion, so a restore takes it for one.
+	forgot map[string]bool
 }
 
 func (m *versionModel) put(v version) int64 {
@@ -38,12 +41,23 @@ func (m *versionModel) put(v version) int64 {
 	}
 	m.time = max(m.time, v.at)
 	until := state.Latest
+	replaced, before, passed := false, false, false // a value at this time; one that is valid until it
 	for _, r := range m.rows {
-		if r.key == v.key && r.at > v.at {
+		switch {
+		case r.key != v.key:
+		case r.at > v.at:
 			until = min(until, r.at)
+		case r.at == v.at:
+			replaced = !r.none
+		case !passed:
+			before, passed = !r.none, true
 		}
 	}
 	m.rows = slices.DeleteFunc(m.rows, func(r version) bool { return r.key == v.key && r.at == v.at })
+	if v.none && until == state.Latest && replaced && !before {
+		m.forgot[v.key] = true
+		return until // Kafka Streams takes the only value out, and notes no deletion
+	}
 	m.rows = append(m.rows, v)
 	slices.SortFunc(m.rows, func(a, b version) int { return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(b.at, a.at)) })
 	return until
@@ -102,7 +116,7 @@ func found(value []byte, at int64, ok bool, err error) string {
 // restores another one from its changelog: no read tells what was swept.
 func TestVersionsAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := versionModel{history: rapid.Int64Range(0, 200).Draw(t, "history"), time: -1}
+		m := versionModel{history: rapid.Int64Range(0, 200).Draw(t, "history"), time: -1, forgot: map[string]bool{}}
 		expired := 0
 		st := newStore(&testing.T{}, state.BufferOptions{})
 		s := state.OpenVersions(st, state.VersionOptions{HistoryMs: m.history, Expired: func() { expired++ }})
@@ -188,6 +202,9 @@ func checkRestored(t *rapid.T, m *versionModel, log []state.Logged) {
 	}
 	s := state.OpenVersions(st, state.VersionOptions{HistoryMs: m.history})
 	for _, key := range modelKeys {
+		if m.forgot[key] {
+			continue
+		}
 		for at := m.time - m.history; at <= m.time; at += max(1, m.history/3) {
 			if got, want := found(s.AsOf([]byte(key), at)), m.find(key, at); got != want {
 				t.Fatalf("restored: AsOf(%q, %d) = %s, want %s", key, at, got, want)

@@ -63,7 +63,7 @@ func (x *redrive) run(ctx context.Context, c Config) (done redriven, err error) 
 	id := c.ApplicationID + "-redrive"
 	o := append(c.clientOptions("redrive"), kgo.ConsumerGroup(id), kgo.TransactionalID(id), kgo.ConsumeTopics(x.from),
 		kgo.TransactionTimeout(c.TransactionTimeout), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.RequireStableFetchOffsets(), kgo.KeepControlRecords(),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	s, err := kgo.NewGroupTransactSession(o...)
 	if err != nil {

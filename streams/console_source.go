@@ -72,7 +72,7 @@ func (c consoleSource) place(ctx context.Context, s *console.Snapshot, m *scrape
 			s.Dropped[reason] += n
 		}
 	}
-	if a.planned.Load() == nil {
+	if a.plan() == nil {
 		s.Unknown = "the application has not joined its group yet"
 		return
 	}

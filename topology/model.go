@@ -87,7 +87,7 @@ func (k nodeKind) String() string { return [...]string{"source", "processor", "s
 
 // String returns the kind's name.
 func (k Kind) String() string {
-	return [...]string{"key-value", "window", "session", "versioned", "suppress buffer", "grace buffer", "outer join", "foreign key"}[k]
+	return [...]string{"key-value", "window", "session", "versioned", "suppress buffer", "grace buffer", "outer join", "foreign key", "retries"}[k]
 }
 
 // Model returns the topology as data.
