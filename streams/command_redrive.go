@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/eddyline/eddyline/topology"
@@ -118,7 +119,7 @@ func (x *redrive) left(ctx context.Context, c *cluster) (map[int32]int64, error)
 		return nil, err
 	}
 	committed, err := c.committed(ctx, all)
-	if err != nil {
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) { // the first run of all
 		return nil, err
 	}
 	left := map[int32]int64{}
