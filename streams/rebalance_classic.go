@@ -25,7 +25,6 @@ import (
 type classicGroup struct {
 	cfg      groupConfig
 	queue    *eventQueue
-	clientID string // of this process alone
 	snapshot atomic.Pointer[membership]
 
 	mu         sync.Mutex
@@ -63,7 +62,7 @@ var errTwin = errors.New("another instance has the same identity; give each inst
 
 func newClassicGroup(cfg groupConfig) *classicGroup {
 	return &classicGroup{
-		cfg: cfg, clientID: fmt.Sprintf("%s-group-%08x", cfg.application, rand.Uint32()), queue: newEventQueue(), ledger: newLedger(), lags: map[task.ID]lag{}, nonce: rand.Uint32(), generation: -1,
+		cfg: cfg, queue: newEventQueue(), ledger: newLedger(), lags: map[task.ID]lag{}, nonce: rand.Uint32(), generation: -1,
 	}
 }
 
@@ -101,7 +100,6 @@ func (g *classicGroup) startLocked(ctx context.Context) error {
 	s := &groupSession{g: g, cancel: cancel, stopped: make(chan struct{})}
 	options := append(slices.Clone(g.cfg.options),
 		kgo.WithContext(ctx),
-		kgo.ClientID(g.clientID),
 		kgo.ConsumerGroup(g.cfg.application),
 		kgo.ConsumeTopics(g.cfg.topics...),
 		kgo.Balancers(s),
@@ -456,21 +454,43 @@ func (g *classicGroup) twin(s *groupSession) {
 }
 
 // describeTwin says who the member is that has this identity, and whether it is this process itself: where the network
-// delivers a request to join after it was given up and sent again, the broker takes the late one for a restart.
+// delivers a request to join after it was given up and sent again, the broker takes the late one for a restart. The nonce
+// tells them apart; a client id does not, since the broker keeps that of the first member. During a rebalance it tells
+// nothing of what members say: it is asked again.
 func (g *classicGroup) describeTwin() (who string, own bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.session)
 	defer cancel()
 	identity := g.config().identity
-	members, err := describeClassic(ctx, g.cfg.admin, g.cfg.application)
-	if err != nil {
-		return "who it is could not be found out: " + err.Error(), false
-	}
-	for _, m := range members {
-		if m.InstanceID != nil && *m.InstanceID == identity {
-			return fmt.Sprintf("member %s, client %s on host %s", m.MemberID, m.ClientID, m.ClientHost), m.ClientID == g.clientID
+	for {
+		members, err := describeClassic(ctx, g.cfg.admin, g.cfg.application)
+		if err != nil {
+			return "who it is could not be found out: " + err.Error(), false
+		}
+		i := slices.IndexFunc(members, func(m kmsg.DescribeGroupsResponseGroupMember) bool {
+			return m.InstanceID != nil && *m.InstanceID == identity
+		})
+		if i < 0 {
+			return "it has left again", false
+		}
+		who = fmt.Sprintf("member %s, client %s on host %s", members[i].MemberID, members[i].ClientID, members[i].ClientHost)
+		about, err := readMember(members[i].ProtocolMetadata)
+		if err == nil {
+			return who, g.said(about.nonce)
+		}
+		if pause(ctx, unsettledPause) != nil {
+			return who, false
 		}
 	}
-	return "it has left again", false
+}
+
+// unsettledPause is how long a rebalance is given before it is asked again who is in the group.
+const unsettledPause = 50 * time.Millisecond
+
+// said reports whether a nonce is one that this process has used: it begins with any, and counts up.
+func (g *classicGroup) said(nonce uint32) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.nonce-nonce < 1<<16
 }
 
 func (g *classicGroup) fail(err error) {
