@@ -174,7 +174,7 @@ func readSettings(name string) (map[string]string, error) {
 		}
 		name, value, ok := strings.Cut(line, "=")
 		if !ok {
-			return nil, fmt.Errorf("read the settings: %s:%d: %q: want name = value", f.Name(), n, line)
+			return nil, fmt.Errorf("read the settings: line %d of %s: want name = value", n, f.Name())
 		}
 		all[strings.TrimPrefix(strings.TrimSpace(name), "--")] = strings.TrimSpace(value)
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -207,6 +209,43 @@ type Host struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
+// String returns the settings that are no secrets, nor hold any. The configuration prints itself so everywhere, with
+// package fmt, as JSON and in logs.
+func (c Config) String() string {
+	var b strings.Builder
+	for i, s := range c.shown() {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		fmt.Fprintf(&b, "%s=%q", s.Name, s.Value)
+	}
+	return b.String()
+}
+
+// GoString returns what String does.
+func (c Config) GoString() string { return c.String() }
+
+// LogValue implements [slog.LogValuer].
+func (c Config) LogValue() slog.Value {
+	var all []slog.Attr
+	for _, s := range c.shown() {
+		all = append(all, slog.String(s.Name, s.Value))
+	}
+	return slog.GroupValue(all...)
+}
+
+// MarshalJSON implements [json.Marshaler].
+func (c Config) MarshalJSON() ([]byte, error) {
+	all := map[string]string{}
+	for _, s := range c.shown() {
+		all[s.Name] = s.Value
+	}
+	return json.Marshal(all)
+}
+
+// withoutUser cuts off what comes before a host in an address, because it may be a password.
+func withoutUser(address string) string { return address[strings.LastIndexByte(address, '@')+1:] }
+
 // withDefaults returns the configuration with zero fields filled in.
 func (c Config) withDefaults() Config {
 	interval := 100 * time.Millisecond
@@ -285,7 +324,11 @@ func (c Config) validate() error {
 	fault(len(c.ApplicationID) > mostNameBytes, "ApplicationID has %d characters: use at most %d", len(c.ApplicationID), mostNameBytes)
 	for _, b := range c.Brokers {
 		_, _, err := net.SplitHostPort(b)
-		fault(err != nil, "Brokers: address %q is not host:port", b)
+		fault(err != nil || withoutUser(b) != b, "Brokers: address %q is not host:port", withoutUser(b))
+	}
+	if c.Endpoint != "" {
+		_, _, err := net.SplitHostPort(c.Endpoint)
+		fault(err != nil || withoutUser(c.Endpoint) != c.Endpoint, "Endpoint %q is not host:port", withoutUser(c.Endpoint))
 	}
 	fault(c.Guarantee > AtLeastOnce, "Guarantee %d: use ExactlyOnce or AtLeastOnce", c.Guarantee)
 	for _, d := range []struct {

@@ -101,11 +101,15 @@ func (c consoleSource) place(ctx context.Context, s *console.Snapshot, m *scrape
 }
 
 // shown returns the settings that can be shown to anybody who may see the application: none that is a secret, or has one.
-func (c *Config) shown() []console.Setting {
+func (c Config) shown() []console.Setting {
 	var all []console.Setting
 	add := func(name string, value any) { all = append(all, console.Setting{Name: name, Value: fmt.Sprint(value)}) }
 	add("ApplicationID", c.ApplicationID)
-	add("Brokers", strings.Join(c.Brokers, ", "))
+	var brokers []string
+	for _, b := range c.Brokers {
+		brokers = append(brokers, withoutUser(b))
+	}
+	add("Brokers", strings.Join(brokers, ", "))
 	add("Guarantee", c.Guarantee)
 	add("GroupProtocol", c.GroupProtocol)
 	add("CommitInterval", c.CommitInterval)
@@ -121,7 +125,7 @@ func (c *Config) shown() []console.Setting {
 	add("RebalanceTimeout", c.RebalanceTimeout)
 	add("ShutdownTimeout", c.ShutdownTimeout)
 	add("RackID", c.RackID)
-	add("Endpoint", c.Endpoint)
+	add("Endpoint", withoutUser(c.Endpoint))
 	add("DeadLetterTopic", c.DeadLetterTopic)
 	add("TLS", c.TLS != nil)
 	add("SASL", c.SASL != nil)

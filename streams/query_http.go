@@ -34,6 +34,17 @@ type QueryOptions struct {
 	MaxEntries int
 }
 
+// String returns the options without the token.
+func (o QueryOptions) String() string {
+	return fmt.Sprintf("Token set=%v Scheme=%q MaxEntries=%d", o.Token != "", o.Scheme, o.MaxEntries)
+}
+
+// GoString returns what String does.
+func (o QueryOptions) GoString() string { return o.String() }
+
+// MarshalText returns what String does.
+func (o QueryOptions) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
+
 // Answer is what a query over HTTP is answered with.
 type Answer struct {
 	Store   string       `json:"store"`

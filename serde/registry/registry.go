@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -26,8 +27,8 @@ type (
 
 // Config says where a registry is. Zero fields are the defaults.
 type Config struct {
-	// URLs are addresses of the registry's servers; one that does not answer is passed over. Default:
-	// http://localhost:8081 (schema.registry.url).
+	// URLs are addresses of the registry's servers; one that does not answer is passed over. A user in one is for that server,
+	// without User and Token. Default: http://localhost:8081 (schema.registry.url).
 	URLs []string
 	// User and Password are for HTTP basic authentication. Default: none (basic.auth.user.info).
 	User, Password string
@@ -42,6 +43,48 @@ type Config struct {
 	// RetryFor is how long a request is repeated while no server answers or all are too busy. The worker that needs the
 	// schema waits meanwhile, not the group. Default: 30s; negative: not at all (max.retries).
 	RetryFor time.Duration
+}
+
+// String returns the settings that are no secrets: the configuration prints itself without the others.
+func (c Config) String() string {
+	return fmt.Sprintf("URLs=%q User=%q Password set=%v Token set=%v TLS=%v Context=%q Timeout=%v RetryFor=%v",
+		c.addresses(), c.User, c.Password != "", c.Token != nil, c.TLS != nil, c.Context, c.Timeout, c.RetryFor)
+}
+
+// GoString returns what String does.
+func (c Config) GoString() string { return c.String() }
+
+// MarshalText returns what String does.
+func (c Config) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// addresses are the registry's, without what may be secret in them.
+func (c Config) addresses() []string {
+	var list []string
+	for _, u := range c.URLs {
+		parts := strings.SplitN(u, "?", 2)
+		list = append(list, parts[0][strings.LastIndexByte(parts[0], '@')+1:])
+	}
+	return list
+}
+
+// servers returns the addresses without users, and the users by host: whoever is told of a request is told of its address.
+// What is no address is refused without telling more of it than which it is.
+func (c Config) servers() (addresses []string, users map[string]*url.Userinfo, err error) {
+	users = map[string]*url.Userinfo{}
+	for i, text := range c.URLs {
+		if !strings.HasPrefix(text, "http://") && !strings.HasPrefix(text, "https://") {
+			text = "http://" + text
+		}
+		u, err := url.Parse(text)
+		if err != nil || u.Host == "" {
+			return nil, nil, fmt.Errorf("URL %d of %d is not like http://host:port", i+1, len(c.URLs))
+		}
+		if u.User != nil {
+			users[u.Host], u.User = u.User, nil
+		}
+		addresses = append(addresses, u.String())
+	}
+	return addresses, users, nil
 }
 
 // Client asks a registry, and remembers what it answered: schemas of an id do not change. It is safe for concurrent use,
@@ -78,14 +121,29 @@ func New(c Config) *Client {
 	if len(c.URLs) == 0 {
 		c.URLs = []string{"http://localhost:8081"}
 	}
+	x := &Client{config: c, byID: map[any]*Registered{}}
+	servers, users, err := c.servers()
+	if err != nil {
+		x.err = err
+		return x
+	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = c.TLS
 	o := []sr.ClientOpt{
-		sr.URLs(c.URLs...), sr.LogLevel(sr.LogLevelNone), sr.UserAgent("eddyline"),
+		sr.URLs(servers...), sr.LogLevel(sr.LogLevelNone), sr.UserAgent("eddyline"),
 		sr.HTTPClient(&http.Client{Transport: transport, Timeout: c.Timeout}),
 	}
-	if c.User != "" {
+	switch {
+	case c.User != "":
 		o = append(o, sr.BasicAuth(c.User, c.Password))
+	case len(users) > 0:
+		o = append(o, sr.PreReq(func(req *http.Request) error {
+			if u := users[req.URL.Host]; u != nil {
+				password, _ := u.Password()
+				req.SetBasicAuth(u.Username(), password)
+			}
+			return nil
+		}))
 	}
 	if c.Context != "" {
 		o = append(o, sr.DefaultSchemaContext(c.Context))
@@ -100,7 +158,6 @@ func New(c Config) *Client {
 			return nil
 		}))
 	}
-	x := &Client{config: c, byID: map[any]*Registered{}}
 	x.client, x.err = sr.NewClient(o...)
 	return x
 }
@@ -241,7 +298,7 @@ func (c *Client) do(ctx context.Context, what string, request func(ctx context.C
 		}
 		select {
 		case <-give.Done():
-			return fmt.Errorf("%s: the schema registry at %s: %w: %w", what, strings.Join(c.addresses(), ", "), serde.ErrUnavailable, err)
+			return fmt.Errorf("%s: the schema registry at %s: %w: %w", what, strings.Join(c.config.addresses(), ", "), serde.ErrUnavailable, err)
 		case <-time.After(pause):
 		}
 	}
@@ -254,18 +311,6 @@ func answer(err error) error {
 		return fmt.Errorf("%w: %w", r.SchemaError(), err)
 	}
 	return err
-}
-
-// addresses are the registry's, without what is secret in them.
-func (c *Client) addresses() []string {
-	var list []string
-	for _, u := range c.config.URLs {
-		if at := strings.LastIndexByte(u, '@'); at >= 0 {
-			u = u[at+1:]
-		}
-		list = append(list, u)
-	}
-	return list
 }
 
 // transient tells whether the registry could not answer. A refusal of who asks counts too: nothing is wrong with the
