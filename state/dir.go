@@ -9,9 +9,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -37,7 +39,8 @@ type DirOptions struct {
 //	db/             the database
 //	db.damaged-…/   one that was moved aside
 //
-// Whatever else lies there is left alone. It is safe to use from one goroutine at a time.
+// Whatever else lies there is left alone. Somebody may take it away while it is in use: see [Dir.Check]. It is safe for
+// concurrent use, but for Close.
 type Dir struct {
 	path    string // as the user gave it
 	fs      FS
@@ -45,9 +48,19 @@ type Dir struct {
 	o       DirOptions
 	root    *rootFS // fs, if it is ours
 	lock    io.Closer
-	id      identity
 	existed bool
 	foreign []string
+
+	mu       sync.Mutex
+	id       identity
+	topology []byte   // as it was read or kept last; nil: it was not
+	seen     []fileAt // what Check expects, if root is ours
+}
+
+// fileAt is a file or directory that is to stay where it is.
+type fileAt struct {
+	name string
+	info os.FileInfo
 }
 
 const (
@@ -240,7 +253,11 @@ func (d *Dir) writeIdentity(id identity) error {
 
 // Identity returns the random id of this instance: as long as the directory stays where it is, restarts have the same. A
 // copied directory, or one on another host, gets another one.
-func (d *Dir) Identity() string { return d.id.ID }
+func (d *Dir) Identity() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.id.ID
+}
 
 // NewIdentity takes a new id, for when another instance turns out to have the same. It is on disk when it returns.
 func (d *Dir) NewIdentity() error {
@@ -248,14 +265,22 @@ func (d *Dir) NewIdentity() error {
 	if err != nil {
 		return fmt.Errorf("make an identity: %w", err)
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	return d.writeIdentity(identity{ID: id.String()})
 }
 
 // Slots returns how many producer slots this identity has ever used.
-func (d *Dir) Slots() int { return d.id.Slots }
+func (d *Dir) Slots() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.id.Slots
+}
 
 // UseSlots notes that n producer slots are to be used. It is on disk when it returns: call it before.
 func (d *Dir) UseSlots(n int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if n <= d.id.Slots {
 		return nil
 	}
@@ -266,9 +291,14 @@ func (d *Dir) UseSlots(n int) error {
 
 // Topology returns what SetTopology kept, or nil for nothing.
 func (d *Dir) Topology() ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	b, err := d.readUpTo(topologyName, maxTopologyBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
+	}
+	if err == nil {
+		d.topology = b
 	}
 	return b, err
 }
@@ -276,6 +306,9 @@ func (d *Dir) Topology() ([]byte, error) {
 // SetTopology keeps a description of what writes the state, in bytes that only the caller knows to read; nil removes it.
 // It is on disk when it returns.
 func (d *Dir) SetTopology(b []byte) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.topology = b
 	if b == nil {
 		if err := d.fs.Remove(d.name(topologyName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -303,6 +336,99 @@ func (d *Dir) OpenPebble(o PebbleOptions) (*Pebble, error) {
 	return OpenPebble(d.name(dbName), o)
 }
 
+// Check returns an error if the directory, its lock, its identity or its database is not what it was when it was looked at
+// first: somebody has deleted, moved or replaced it while it is in use. Then nothing that is written there stays: have the
+// engine fail, [Dir.Mend] the directory and heal the engine.
+func (d *Dir) Check() error {
+	if d.root == nil {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.seen == nil {
+		var err error
+		d.seen, err = d.look()
+		return err
+	}
+	for _, was := range d.seen {
+		is, err := d.stat(was.name)
+		if err != nil {
+			return fmt.Errorf("look after the state directory %s: %w", d.path, err)
+		}
+		if !os.SameFile(was.info, is) {
+			return fmt.Errorf("look after the state directory %s: %w", d.path, &fs.PathError{Op: "stat", Path: was.name, Err: errReplaced})
+		}
+	}
+	return nil
+}
+
+var errReplaced = errors.New("it was replaced by another one")
+
+func (d *Dir) look() (seen []fileAt, err error) {
+	for _, name := range []string{".", lockName, dbName} {
+		info, err := d.stat(name)
+		if err != nil {
+			return nil, fmt.Errorf("look after the state directory %s: %w", d.path, err)
+		}
+		seen = append(seen, fileAt{name, info})
+	}
+	return seen, nil
+}
+
+// stat looks at what is at a path now, also where the directory is another one by then.
+func (d *Dir) stat(name string) (os.FileInfo, error) {
+	return os.Lstat(filepath.Join(d.root.path, name))
+}
+
+// Mend makes the directory usable again after Check returned an error: it makes what is gone but for the database, which is
+// opened again after it, and takes the lock anew. It fails with [ErrLocked] if another process has it meanwhile. The
+// identity stays.
+func (d *Dir) Mend() error {
+	if d.root == nil {
+		return nil
+	}
+	broken := d.Check()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.seen = nil // the database may be made anew
+	if broken == nil {
+		return nil
+	}
+	if err := d.mend(); err != nil {
+		return fmt.Errorf("make the state directory %s usable again: %w", d.path, err)
+	}
+	return nil
+}
+
+func (d *Dir) mend() error {
+	if d.lock != nil {
+		if err := d.lock.Close(); err != nil {
+			return err
+		}
+		d.lock = nil
+	}
+	if err := makeDir(hostFS, d.root.path); err != nil {
+		return err
+	}
+	if err := d.root.reopen(); err != nil {
+		return err
+	}
+	if err := d.checkMode(); err != nil {
+		return err
+	}
+	if err := d.takeLock(); err != nil {
+		return err
+	}
+	if err := d.writeIdentity(d.id); err != nil {
+		return err
+	}
+	if d.topology == nil {
+		return nil
+	}
+	_, err := d.write(topologyName, func(fileInfo) []byte { return d.topology })
+	return err
+}
+
 // Close gives the directory free.
 func (d *Dir) Close() error {
 	var err error
@@ -311,7 +437,7 @@ func (d *Dir) Close() error {
 		d.lock = nil
 	}
 	if d.root != nil {
-		err = errors.Join(err, d.root.root.Close())
+		err = errors.Join(err, d.root.root().Close())
 		d.root = nil
 	}
 	return err

@@ -32,6 +32,10 @@ type Engine interface {
 	// Unflushed returns about how many bytes were written since the last flush.
 	Unflushed() int64
 
+	// Reopen closes the engine without a flush and opens it again, for when it has failed: see [ErrFailed]. It has then what
+	// would have survived the end of the process. Batches and cursors must be closed before.
+	Reopen() error
+
 	// Close flushes and closes. Batches and cursors must be closed before.
 	Close() error
 }
@@ -65,13 +69,15 @@ var ErrCorrupt = errors.New("state is damaged")
 // ErrFull reports that the disk is full. Nothing was written: try again when there is room.
 var ErrFull = errors.New("disk is full")
 
-// ErrFailed reports that the engine met an error after which it can only be closed and opened again.
+// ErrFailed reports that the engine met an error after which it can only be opened again. It comes as a [CorruptError] of
+// the whole engine, and is healed as one.
 var ErrFailed = errors.New("state engine has failed")
 
 // CorruptError is an [ErrCorrupt] with its place.
 type CorruptError struct {
 	Task, Store string // empty where it is not known
 	From, To    []byte // the keys of the engine that may be hit, both inclusive; nil where not known
+	Whole       bool   // the engine itself has failed: all stores are hit
 	Err         error
 }
 

@@ -15,30 +15,52 @@ import (
 // cannot go on from an error in its manifest; the guard has it wait instead, and tells those in the foreground.
 type guard struct {
 	log     *slog.Logger
+	tell    func(error) // called once the engine has failed; it must not block
 	waits   atomic.Bool // a full disk is waited for: not while opening
 	full    atomic.Bool
 	slow    atomic.Bool // something failed in the background: the next try is delayed
+	broken  atomic.Bool // failed is set
 	closing chan struct{}
 
 	mu     sync.Mutex
-	failed error         // fatal
-	flush  error         // of the last flush to end
-	last   error         // of the last flush that failed
-	errors int           // in the background, since the last flush that went well
-	bell   chan struct{} // closed at the next flush that fails, or when nothing can be written
+	told   map[string]struct{} // damaged files
+	failed error               // fatal
+	flush  error               // of the last flush to end
+	last   error               // of the last flush that failed
+	errors int                 // in the background, since the last flush that went well
+	bell   chan struct{}       // closed at the next flush that fails, or when nothing can be written
 }
 
 const (
-	fullRetry  = 200 * time.Millisecond
-	errorRetry = time.Second
+	fullRetry   = 200 * time.Millisecond
+	damageRetry = 200 * time.Millisecond
+	errorRetry  = time.Second
 )
 
-func (g *guard) init(log *slog.Logger) {
-	g.log, g.closing, g.bell = log, make(chan struct{}), make(chan struct{})
+func newGuard(log *slog.Logger, tell func(error)) *guard {
+	return &guard{
+		log: log, tell: tell, closing: make(chan struct{}), bell: make(chan struct{}), told: make(map[string]struct{}),
+	}
 }
 
 // reset forgets what a database that was moved aside did.
-func (g *guard) reset() { g.failed, g.flush, g.last, g.errors = nil, nil, nil, 0 }
+func (g *guard) reset() {
+	g.failed, g.flush, g.last, g.errors = nil, nil, nil, 0
+	g.broken.Store(false)
+	clear(g.told)
+}
+
+// isNews reports whether it is asked about a damaged file for the first time. Names of files are not used again.
+func (g *guard) isNews(file string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, known := g.told[file]
+	g.told[file] = struct{}{}
+	return !known
+}
+
+// isFailed reports whether the engine has failed, without a lock.
+func (g *guard) isFailed() bool { return g.broken.Load() }
 
 // close has everything that waits give up.
 func (g *guard) close() { close(g.closing) }
@@ -58,18 +80,23 @@ func (g *guard) failure() error {
 	if g.failed == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: %w", ErrFailed, g.failed)
+	return &CorruptError{Whole: true, Err: fmt.Errorf("%w: %w", ErrFailed, g.failed)}
 }
 
 // fail ends the engine.
 func (g *guard) fail(err error) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.failed == nil {
+	first := g.failed == nil
+	if first {
 		g.failed = err
-		g.log.Error("the state database has failed: it must be opened again", "error", err.Error())
+		g.broken.Store(true)
 	}
 	g.ring()
+	g.mu.Unlock()
+	if first && err != errReopened {
+		g.log.Error("the state database has failed: it must be opened again", "error", err.Error())
+		g.tell(g.failure())
+	}
 }
 
 // background notes an error of what goes on in the background, and will be tried again. Damage is told by other means.
@@ -153,6 +180,7 @@ func (g *guard) retry(do func() error) error {
 			return err
 		}
 		err := do()
+		g.lookGone(err)
 		if err == nil || !isNoSpace(err) || !g.waits.Load() {
 			if err == nil && g.full.Swap(false) {
 				g.log.Info("the disk has room again: state is written")
@@ -168,6 +196,13 @@ func (g *guard) retry(do func() error) error {
 		if !g.sleep(fullRetry) {
 			return err
 		}
+	}
+}
+
+// lookGone has the engine fail if a file cannot be made because its directory is not there any more.
+func (g *guard) lookGone(err error) {
+	if errors.Is(err, fs.ErrNotExist) && g.waits.Load() {
+		g.fail(fmt.Errorf("its directory is gone: %w", err))
 	}
 }
 
@@ -194,6 +229,25 @@ type guardFS struct {
 }
 
 func (f *guardFS) Unwrap() FS { return f.FS }
+
+func (f *guardFS) Open(name string, o ...openOption) (file, error) {
+	opened, err := f.FS.Open(name, o...)
+	if err != nil {
+		return nil, err
+	}
+	return &readFile{opened}, nil
+}
+
+// readFile is a file that is read.
+type readFile struct{ file }
+
+func (f *readFile) ReadAt(p []byte, off int64) (n int, err error) {
+	n, err = f.file.ReadAt(p, off)
+	if err != nil && n < len(p) {
+		err = readError(err)
+	}
+	return n, err
+}
 
 func (f *guardFS) Create(name string, c writeCategory) (file, error) {
 	f.guard.pause()
@@ -229,7 +283,12 @@ func (f *guardFS) Rename(oldname, newname string) error {
 }
 
 func (f *guardFS) Remove(name string) error {
-	return f.guard.retry(func() error { return f.FS.Remove(name) })
+	return f.guard.retry(func() error {
+		if err := f.FS.Remove(name); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil // somebody was faster
+	})
 }
 
 // guardFile is a file that waits for room.

@@ -120,6 +120,9 @@ func spanBounds(id uint32) (from, to []byte) {
 // floorSpan returns the first key of the span that key is in, and ceilSpan the first key after that span.
 func floorSpan(key []byte) []byte { return bytes.Clone(key[:4]) }
 
+// lastSpan returns the last span before the end of a range.
+func lastSpan(to []byte) []byte { return binary.BigEndian.AppendUint32(nil, spanOf(to)-1) }
+
 func ceilSpan(key []byte) []byte {
 	_, to := spanBounds(spanOf(key))
 	return to

@@ -104,6 +104,9 @@ func (m *Memory) Flush() error { return nil }
 // Unflushed implements [Engine].
 func (m *Memory) Unflushed() int64 { return 0 }
 
+// Reopen implements [Engine]. It never fails, so that there is nothing to heal.
+func (m *Memory) Reopen() error { return nil }
+
 // Close implements [Engine]: what was in it is gone.
 func (m *Memory) Close() error {
 	m.root.Store(&page{})

@@ -7,12 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 )
 
 // rootFS is a directory of the host as a file system. No name leads out of it, by .. or by a link; files are made 0600
 // and directories 0700. Names are relative to it.
 type rootFS struct {
-	root *os.Root
+	at   atomic.Pointer[os.Root]
 	path string
 }
 
@@ -28,16 +29,27 @@ func openRootFS(path string) (*rootFS, error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := os.OpenRoot(abs)
-	if err != nil {
-		return nil, err
-	}
-	return &rootFS{root, abs}, nil
+	r := &rootFS{path: abs}
+	return r, r.reopen()
 }
+
+// reopen takes what is at the path now, which may be another directory than before.
+func (r *rootFS) reopen() error {
+	root, err := os.OpenRoot(r.path)
+	if err != nil {
+		return err
+	}
+	if old := r.at.Swap(root); old != nil {
+		return old.Close()
+	}
+	return nil
+}
+
+func (r *rootFS) root() *os.Root { return r.at.Load() }
 
 // Create implements [FS]. The file is always a new one.
 func (r *rootFS) Create(name string, _ writeCategory) (file, error) {
-	if err := r.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := r.root().Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	return r.open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
@@ -67,14 +79,14 @@ func (r *rootFS) OpenReadWrite(name string, _ writeCategory, opts ...openOption)
 
 // ReuseForWrite implements [FS].
 func (r *rootFS) ReuseForWrite(oldname, newname string, _ writeCategory) (file, error) {
-	if err := r.root.Rename(oldname, newname); err != nil {
+	if err := r.root().Rename(oldname, newname); err != nil {
 		return nil, err
 	}
 	return r.open(newname, os.O_RDWR|os.O_CREATE)
 }
 
 func (r *rootFS) open(name string, flag int) (file, error) {
-	f, err := r.root.OpenFile(name, flag, fileMode)
+	f, err := r.root().OpenFile(name, flag, fileMode)
 	if err != nil {
 		return nil, err
 	}
@@ -82,28 +94,28 @@ func (r *rootFS) open(name string, flag int) (file, error) {
 }
 
 func (r *rootFS) OpenDir(name string) (file, error) {
-	f, err := r.root.Open(name)
+	f, err := r.root().Open(name)
 	if err != nil {
 		return nil, err
 	}
 	return &rootDir{rootFile{f}}, nil
 }
 
-func (r *rootFS) Link(oldname, newname string) error   { return r.root.Link(oldname, newname) }
-func (r *rootFS) Rename(oldname, newname string) error { return r.root.Rename(oldname, newname) }
-func (r *rootFS) Remove(name string) error             { return r.root.Remove(name) }
-func (r *rootFS) RemoveAll(name string) error          { return r.root.RemoveAll(name) }
+func (r *rootFS) Link(oldname, newname string) error   { return r.root().Link(oldname, newname) }
+func (r *rootFS) Rename(oldname, newname string) error { return r.root().Rename(oldname, newname) }
+func (r *rootFS) Remove(name string) error             { return r.root().Remove(name) }
+func (r *rootFS) RemoveAll(name string) error          { return r.root().RemoveAll(name) }
 func (r *rootFS) PathBase(path string) string          { return filepath.Base(path) }
 func (r *rootFS) PathDir(path string) string           { return filepath.Dir(path) }
 func (r *rootFS) PathJoin(elem ...string) string       { return filepath.Join(elem...) }
 func (r *rootFS) Unwrap() FS                           { return nil }
 
 // MkdirAll implements [FS], with a mode of its own.
-func (r *rootFS) MkdirAll(dir string, _ os.FileMode) error { return r.root.MkdirAll(dir, dirMode) }
+func (r *rootFS) MkdirAll(dir string, _ os.FileMode) error { return r.root().MkdirAll(dir, dirMode) }
 
 // Lock implements [FS]. It takes the lock by the file's path, since a lock belongs to what is at that path.
 func (r *rootFS) Lock(name string) (io.Closer, error) {
-	info, err := r.root.Lstat(name)
+	info, err := r.root().Lstat(name)
 	if err == nil && !info.Mode().IsRegular() || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, &fs.PathError{Op: "lock", Path: name, Err: errors.Join(errNotRegular, err)}
 	}
@@ -111,13 +123,13 @@ func (r *rootFS) Lock(name string) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l, r.root.Chmod(name, fileMode)
+	return l, r.root().Chmod(name, fileMode)
 }
 
 var errNotRegular = errors.New("not a regular file")
 
 func (r *rootFS) List(dir string) ([]string, error) {
-	f, err := r.root.Open(dir)
+	f, err := r.root().Open(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +138,7 @@ func (r *rootFS) List(dir string) ([]string, error) {
 }
 
 func (r *rootFS) Stat(name string) (fileInfo, error) {
-	info, err := r.root.Stat(name)
+	info, err := r.root().Stat(name)
 	if err != nil {
 		return nil, err
 	}

@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -87,16 +89,19 @@ type PebbleOptions struct {
 // it loses in a crash is read there again.
 //
 // It never ends the process. When the disk is full, writers get [ErrFull], and what runs in the background waits until
-// there is room. After an error that Pebble itself cannot go on from, everything returns [ErrFailed]: close and open it
-// again.
+// there is room. After an error that Pebble itself cannot go on from, or when its directory is gone, everything returns
+// [ErrFailed] until Reopen.
 type Pebble struct {
-	db     *pebble.DB
-	fs     *guardFS
 	dir    string
 	o      PebbleOptions
-	cache  *pebble.Cache
-	guard  guard
 	ingest atomic.Uint64 // names files
+
+	use      sync.RWMutex // held for writing while the database is replaced by Reopen
+	db       *pebble.DB
+	fs       *guardFS
+	cache    *pebble.Cache
+	guard    *guard
+	reopened time.Time // when Reopen was called last
 
 	stalled   atomic.Int64 // nanoseconds that writers waited
 	stalledAt atomic.Int64 // when the wait that goes on began, in Unix nanoseconds, or 0
@@ -131,6 +136,17 @@ const ingestDir = "ingest"
 // before it is read.
 func OpenPebble(dir string, o PebbleOptions) (*Pebble, error) {
 	e := newPebble(dir, o)
+	if err := e.begin(); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// begin opens the database, under a guard and with a cache of its own.
+func (e *Pebble) begin() error {
+	e.guard = newGuard(e.o.Logger, func(err error) { e.tell(err) })
+	e.fs = &guardFS{FS: e.o.FS, guard: e.guard}
+	e.cache = pebble.NewCache(e.o.CacheBytes + 2*int64(e.o.MemTableBytes)) // Pebble takes memtables out of its cache
 	db, err := e.open()
 	if err != nil && !e.guard.isEnvironment(err) {
 		if err = e.moveAside(err); err == nil {
@@ -139,11 +155,93 @@ func OpenPebble(dir string, o PebbleOptions) (*Pebble, error) {
 	}
 	if err != nil {
 		e.cache.Unref()
-		return nil, fmt.Errorf("open the state database %s: %w", dir, e.guard.explain(err))
+		return fmt.Errorf("open the state database %s: %w", e.dir, e.guard.explain(err))
 	}
 	e.db = db
 	e.guard.waits.Store(true)
-	return e, nil
+	return nil
+}
+
+// Reopen implements [Engine]. What lies on disk is opened again, as after a start. Where that has failed again soon after,
+// it is moved aside, and an empty database takes its place.
+func (e *Pebble) Reopen() error {
+	e.guard.fail(errReopened)
+	if !within(closeWait, e.use.Lock) {
+		return fmt.Errorf("open the state database %s again: %w", e.dir, errStuck)
+	}
+	defer e.use.Unlock()
+	e.guard.close()
+	if err := e.closeDB(); err != nil {
+		if errors.Is(err, errStuck) {
+			return err
+		}
+		e.o.Logger.Warn("the state database that failed could not be closed as it should", "error", err)
+	}
+	e.cache.Unref()
+	last := e.reopened
+	e.reopened = e.o.Now()
+	if !last.IsZero() && e.reopened.Sub(last) < soonAgain {
+		if _, err := e.o.FS.Stat(e.dir); err == nil {
+			if err := e.moveAside(errors.New("it failed again soon after it was opened again")); err != nil {
+				return err
+			}
+		}
+	}
+	if err := e.begin(); err != nil {
+		return err
+	}
+	e.unflushed.Store(0)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	clear(e.dirty)
+	return nil
+}
+
+const (
+	closeWait = 10 * time.Second // for what runs in the background to end, and likewise for a last flush
+	soonAgain = time.Minute
+)
+
+var (
+	errReopened = errors.New("it is opened again")
+	errStuck    = errors.New("the disk does not answer")
+)
+
+// within calls f, and reports whether it returned in time. If not it goes on by itself.
+func within(d time.Duration, f func()) bool {
+	done := make(chan struct{})
+	go func() {
+		f()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return true
+	case <-time.After(d):
+		return false
+	}
+}
+
+// Fail has the engine fail, for a reason that it does not see itself.
+func (e *Pebble) Fail(err error) {
+	e.use.RLock()
+	g := e.guard
+	e.use.RUnlock()
+	g.fail(err)
+}
+
+// Failure returns what the engine failed of, as an [ErrFailed], or nil.
+func (e *Pebble) Failure() error {
+	e.use.RLock()
+	defer e.use.RUnlock()
+	return e.guard.failure()
+}
+
+// tell tells the owner that the engine has failed.
+func (e *Pebble) tell(err error) {
+	if c, ok := errors.AsType[*CorruptError](err); ok && e.o.OnCorrupt != nil {
+		e.o.OnCorrupt(c)
+	}
 }
 
 func newPebble(dir string, o PebbleOptions) *Pebble {
@@ -162,11 +260,7 @@ func newPebble(dir string, o PebbleOptions) *Pebble {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	e := &Pebble{dir: dir, o: o, dirty: make(map[[4]byte]struct{})}
-	e.cache = pebble.NewCache(o.CacheBytes + 2*int64(o.MemTableBytes)) // Pebble takes memtables out of its cache
-	e.guard.init(o.Logger)
-	e.fs = &guardFS{FS: o.FS, guard: &e.guard}
-	return e
+	return &Pebble{dir: dir, o: o, dirty: make(map[[4]byte]struct{})}
 }
 
 func (e *Pebble) open() (*pebble.DB, error) {
@@ -184,6 +278,7 @@ func (e *Pebble) open() (*pebble.DB, error) {
 }
 
 func (e *Pebble) options() *pebble.Options {
+	g := e.guard
 	o := &pebble.Options{
 		FS:                          e.fs,
 		Comparer:                    comparer,
@@ -197,11 +292,11 @@ func (e *Pebble) options() *pebble.Options {
 		LBaseMaxBytes:               64 << 20,
 		MaxManifestFileSize:         16 << 20,
 		DisableConsistencyCheck:     true, // a missing table costs the stores in it, and not all
-		Logger:                      &pebbleLog{&e.guard},
+		Logger:                      &pebbleLog{g},
 		EventListener: &pebble.EventListener{
-			BackgroundError: e.guard.background,
-			FlushEnd:        func(i pebble.FlushInfo) { e.guard.flushed(i.Err) },
-			DataCorruption:  func(i pebble.DataCorruptionInfo) { e.corrupt(i) },
+			BackgroundError: g.background,
+			FlushEnd:        func(i pebble.FlushInfo) { g.flushed(i.Err) },
+			DataCorruption:  func(i pebble.DataCorruptionInfo) { e.corrupt(g, i) },
 			DiskSlow:        func(i pebble.DiskSlowInfo) { e.o.Logger.Warn("slow disk", "what", i.String()) },
 			WriteStallBegin: func(i pebble.WriteStallBeginInfo) {
 				e.stalledAt.Store(time.Now().UnixNano())
@@ -244,7 +339,13 @@ func (e *Pebble) moveAside(cause error) error {
 	return nil
 }
 
-func (e *Pebble) corrupt(i pebble.DataCorruptionInfo) {
+// corrupt tells once of each damaged file. Whoever reads it again waits a little: Pebble does so in the background without
+// an end until what is damaged is dropped.
+func (e *Pebble) corrupt(g *guard, i pebble.DataCorruptionInfo) {
+	if !g.isNews(i.Path) {
+		g.sleep(damageRetry)
+		return
+	}
 	err := &CorruptError{From: bytes.Clone(i.Bounds.Start), To: bytes.Clone(i.Bounds.End.Key), Err: i.Details}
 	e.o.Logger.Error("the state database is damaged", "database", e.dir, "file", i.Path, "error", i.Details.Error())
 	if e.o.OnCorrupt != nil {
@@ -254,6 +355,11 @@ func (e *Pebble) corrupt(i pebble.DataCorruptionInfo) {
 
 // Get implements [Engine].
 func (e *Pebble) Get(dst, key []byte) (value []byte, ok bool, err error) {
+	e.use.RLock()
+	defer e.use.RUnlock()
+	if e.guard.isFailed() {
+		return nil, false, e.guard.failure()
+	}
 	v, closer, err := e.db.Get(key)
 	if err == pebble.ErrNotFound {
 		return nil, false, nil
@@ -266,10 +372,15 @@ func (e *Pebble) Get(dst, key []byte) (value []byte, ok bool, err error) {
 }
 
 // NewBatch implements [Engine].
-func (e *Pebble) NewBatch() Batch { return &pebbleBatch{engine: e, b: e.db.NewBatch()} }
+func (e *Pebble) NewBatch() Batch {
+	e.use.RLock()
+	defer e.use.RUnlock()
+	return &pebbleBatch{engine: e, guard: e.guard, b: e.db.NewBatch()}
+}
 
 type pebbleBatch struct {
 	engine *Pebble
+	guard  *guard // of the database that it is for
 	b      *pebble.Batch
 	span   [4]byte   // the span written to last
 	spans  [][4]byte // the others
@@ -311,8 +422,10 @@ func (b *pebbleBatch) Bytes() int {
 
 // Apply implements [Batch].
 func (b *pebbleBatch) Apply() error {
-	e := b.engine
-	if err := e.guard.check(); err != nil {
+	e, g := b.engine, b.guard
+	e.use.RLock()
+	defer e.use.RUnlock()
+	if err := g.check(); err != nil { // also where the database is another one by now
 		return err
 	}
 	if b.err != nil {
@@ -320,9 +433,9 @@ func (b *pebbleBatch) Apply() error {
 	}
 	e.wrote(b.b.Len(), b.span, b.spans)
 	if err := e.db.Apply(b.b, pebble.NoSync); err != nil {
-		return e.guard.explain(err)
+		return g.explain(err)
 	}
-	if err := e.guard.failure(); err != nil {
+	if err := g.failure(); err != nil {
 		return err
 	}
 	b.b.Reset()
@@ -346,48 +459,77 @@ func (e *Pebble) wrote(n int, span [4]byte, spans [][4]byte) {
 func (e *Pebble) Unflushed() int64 { return e.unflushed.Load() }
 
 // Flush implements [Engine]. It returns [ErrFull] at once when the disk is full.
-func (e *Pebble) Flush() error {
-	if err := e.guard.check(); err != nil {
-		return err
-	}
-	n := e.unflushed.Load()
-	e.mu.Lock()
-	dirty := e.dirty
-	e.dirty = make(map[[4]byte]struct{})
-	e.mu.Unlock()
-	if err := e.flush(); err != nil {
-		e.mu.Lock()
-		for s := range dirty {
-			e.dirty[s] = struct{}{}
+func (e *Pebble) Flush() error { return e.flush(nil) }
+
+// flush waits for a flush, or for an error in the background, because Pebble tries again for ever, or until the limit.
+func (e *Pebble) flush(limit <-chan time.Time) error {
+	f, err := e.beginFlush()
+	if err == nil {
+		select {
+		case <-f.done:
+			err = f.guard.failure()
+		case <-f.trouble:
+			err = f.guard.lastError()
+		case <-limit:
+			err = errStuck
 		}
-		e.mu.Unlock()
+		e.endFlush(f, err == nil)
+	}
+	if err != nil {
 		return fmt.Errorf("flush the state database %s: %w", e.dir, err)
 	}
-	e.unflushed.Add(-n)
 	return nil
 }
 
-// flush waits for a flush, or for an error in the background, because Pebble tries again for ever.
-func (e *Pebble) flush() error {
-	trouble := e.guard.trouble()
-	done, err := e.db.AsyncFlush()
-	if err != nil {
-		return e.guard.explain(err)
+// flushing is a flush that is waited for.
+type flushing struct {
+	guard         *guard
+	done, trouble <-chan struct{}
+	bytes         int64
+	dirty         map[[4]byte]struct{}
+}
+
+func (e *Pebble) beginFlush() (*flushing, error) {
+	e.use.RLock()
+	defer e.use.RUnlock()
+	if err := e.guard.check(); err != nil {
+		return nil, err
 	}
-	select {
-	case <-done:
-		return e.guard.failure()
-	case <-trouble:
-		return e.guard.lastError()
+	f := &flushing{guard: e.guard, trouble: e.guard.trouble(), bytes: e.unflushed.Load()}
+	e.mu.Lock()
+	f.dirty, e.dirty = e.dirty, make(map[[4]byte]struct{})
+	e.mu.Unlock()
+	var err error
+	if f.done, err = e.db.AsyncFlush(); err != nil {
+		e.stillDirty(f)
+		return nil, e.guard.explain(err)
+	}
+	return f, nil
+}
+
+func (e *Pebble) endFlush(f *flushing, ok bool) {
+	e.use.RLock()
+	defer e.use.RUnlock()
+	switch {
+	case e.guard != f.guard: // the database is another one by now
+	case ok:
+		e.unflushed.Add(-f.bytes)
+	default:
+		e.stillDirty(f)
+	}
+}
+
+func (e *Pebble) stillDirty(f *flushing) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for s := range f.dirty {
+		e.dirty[s] = struct{}{}
 	}
 }
 
 // Ingest implements [Engine]. A span with unflushed writes is flushed first: they would be newer for Pebble, and lost
 // after a crash, while the run is there.
 func (e *Pebble) Ingest(from, to []byte, run iter.Seq2[[]byte, []byte]) error {
-	if err := e.guard.check(); err != nil {
-		return err
-	}
 	e.mu.Lock()
 	_, dirty := e.dirty[[4]byte(from)]
 	e.mu.Unlock()
@@ -395,6 +537,11 @@ func (e *Pebble) Ingest(from, to []byte, run iter.Seq2[[]byte, []byte]) error {
 		if err := e.Flush(); err != nil {
 			return err
 		}
+	}
+	e.use.RLock()
+	defer e.use.RUnlock()
+	if err := e.guard.check(); err != nil {
+		return err
 	}
 	w := tableWriter{engine: e}
 	for k, v := range run {
@@ -446,6 +593,7 @@ func (w *tableWriter) start() {
 	name := e.o.FS.PathJoin(e.dir, ingestDir, fmt.Sprintf("%d.sst", e.ingest.Add(1)))
 	f, err := e.o.FS.Create(name, writeNoMatter)
 	if err != nil {
+		e.guard.lookGone(err)
 		w.err = errors.Join(w.err, err)
 		return
 	}
@@ -472,6 +620,8 @@ func (w *tableWriter) remove() {
 
 // Excise implements [Engine].
 func (e *Pebble) Excise(from, to []byte) error {
+	e.use.RLock()
+	defer e.use.RUnlock()
 	if err := e.guard.check(); err != nil {
 		return err
 	}
@@ -484,8 +634,14 @@ func (e *Pebble) Excise(from, to []byte) error {
 // Pressure returns how many levels of tables lie on top of each other, and how many bytes wait for compaction. Restoring
 // slows itself down by it, because all stores wait for the same disk.
 func (e *Pebble) Pressure() (l0 int, debtBytes int64) {
-	m := e.db.Metrics()
+	m := e.metrics()
 	return int(m.Levels[0].Sublevels), int64(m.Compact.EstimatedDebt)
+}
+
+func (e *Pebble) metrics() *pebble.Metrics {
+	e.use.RLock()
+	defer e.use.RUnlock()
+	return e.db.Metrics()
 }
 
 // PebbleStats describe a database.
@@ -502,7 +658,7 @@ type PebbleStats struct {
 
 // Stats describes the database as it is now.
 func (e *Pebble) Stats() PebbleStats {
-	m := e.db.Metrics()
+	m := e.metrics()
 	s := PebbleStats{
 		DiskBytes: int64(m.DiskSpaceUsage()), MemoryBytes: int64(m.MemTable.Size) + int64(m.MemTable.ZombieSize) + m.BlockCache.Size,
 		UnflushedBytes: e.unflushed.Load(), DebtBytes: int64(m.Compact.EstimatedDebt), Compactions: m.Compact.NumInProgress,
@@ -516,44 +672,62 @@ func (e *Pebble) Stats() PebbleStats {
 
 // MemoryBytes returns what memtables and block cache hold.
 func (e *Pebble) MemoryBytes() int64 {
-	m := e.db.Metrics()
+	m := e.metrics()
 	return int64(m.MemTable.Size) + int64(m.MemTable.ZombieSize) + m.BlockCache.Size
 }
 
 // DiskBytes returns how large the database is on disk.
-func (e *Pebble) DiskBytes() int64 { return int64(e.db.Metrics().DiskSpaceUsage()) }
+func (e *Pebble) DiskBytes() int64 { return int64(e.metrics().DiskSpaceUsage()) }
 
 // Close implements [Engine]. Where the flush fails the database is closed all the same, and the tail that is lost is read
-// from the changelogs again.
+// from the changelogs again. It does not wait for ever for a disk that does not answer.
 func (e *Pebble) Close() error {
-	err := e.guard.failure()
+	err := e.Failure()
 	if err == nil {
-		err = e.Flush()
+		err = e.flush(time.After(closeWait))
 	}
 	e.guard.close()
-	err = errors.Join(err, e.closeDB())
-	e.cache.Unref()
-	return err
+	closed := e.closeDB()
+	if !errors.Is(closed, errStuck) {
+		e.cache.Unref()
+	}
+	return errors.Join(err, closed)
 }
 
+// closeDB closes the database, if that can be done in time.
 func (e *Pebble) closeDB() (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("close the state database %s: %v", e.dir, p)
-		}
+	db, in := e.db, make(chan error, 1)
+	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				in <- fmt.Errorf("%v", p)
+			}
+		}()
+		in <- db.Close()
 	}()
-	if err := e.db.Close(); err != nil {
-		return fmt.Errorf("close the state database %s: %w", e.dir, e.guard.explain(err))
+	select {
+	case err = <-in:
+	case <-time.After(closeWait):
+		err = errStuck
+	}
+	if err != nil {
+		return fmt.Errorf("close the state database %s: %w", e.dir, err)
 	}
 	return nil
 }
 
 // Scan implements [Engine].
 func (e *Pebble) Scan(from, to []byte, reverse bool) Cursor {
-	c := &pebbleCursor{engine: e}
+	e.use.RLock()
+	defer e.use.RUnlock()
+	c := &pebbleCursor{guard: e.guard}
+	if c.guard.isFailed() {
+		c.err = c.guard.failure()
+		return c
+	}
 	it, err := e.db.NewIter(nil)
 	if err != nil {
-		c.err = e.guard.explain(err)
+		c.err = c.guard.explain(err)
 		return c
 	}
 	c.it = it
@@ -562,7 +736,7 @@ func (e *Pebble) Scan(from, to []byte, reverse bool) Cursor {
 }
 
 type pebbleCursor struct {
-	engine  *Pebble
+	guard   *guard
 	it      *pebble.Iterator
 	from    []byte
 	prefix  bool // all of the range has one prefix: look at the bloom filters
@@ -606,7 +780,7 @@ func (c *pebbleCursor) Next() bool {
 	}
 	c.begun = true
 	if !ok {
-		c.err = c.engine.guard.explain(c.it.Error())
+		c.err = c.guard.explain(c.it.Error())
 	}
 	return ok
 }
@@ -616,7 +790,7 @@ func (c *pebbleCursor) Key() []byte { return c.it.Key() }
 func (c *pebbleCursor) Value() []byte {
 	v, err := c.it.ValueAndErr()
 	if err != nil {
-		c.err = c.engine.guard.explain(err)
+		c.err = c.guard.explain(err)
 	}
 	if v == nil {
 		return []byte{}
@@ -633,7 +807,7 @@ func (c *pebbleCursor) Close() error {
 	err := c.it.Close()
 	c.it = nil
 	if c.err == nil {
-		c.err = c.engine.guard.explain(err)
+		c.err = c.guard.explain(err)
 	}
 	return c.err
 }
@@ -672,6 +846,8 @@ func (g *guard) explain(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case g.isFailed():
+		return g.failure()
 	case isNoSpace(err):
 		return fmt.Errorf("%w: %w", ErrFull, err)
 	case !isDamage(err):
@@ -682,6 +858,14 @@ func (g *guard) explain(err error) error {
 		c.From, c.To = bytes.Clone(i.Bounds.Start), bytes.Clone(i.Bounds.End.Key)
 	}
 	return c
+}
+
+// readError makes an error of a read one of damage: a file that was cut, or that the disk cannot give back.
+func readError(err error) error {
+	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EIO) {
+		return fmt.Errorf("%w: %w", pebble.ErrCorruption, err)
+	}
+	return err
 }
 
 // isEnvironment tells whether a database could not be opened for reasons outside of it, which moving it aside would not

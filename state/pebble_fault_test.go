@@ -566,6 +566,10 @@ func openDamaged(t *testing.T, all *Spaces, i int) (*Space, Offset) {
 		}
 		t.Log(err)
 		lost, err := all.Heal(c)
+		for more, ok := errors.AsType[*CorruptError](err); ok; more, ok = errors.AsType[*CorruptError](err) {
+			t.Log("more: ", err)
+			lost, err = all.Heal(more)
+		}
 		must(t, err)
 		if len(lost) == 0 {
 			t.Fatal("nothing was healed")

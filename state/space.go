@@ -67,18 +67,25 @@ const maxSpans = 1<<24 - 1
 // ingested run can survive a crash that its entry in the table does not.
 func OpenSpaces(e Engine) (*Spaces, error) {
 	s := &Spaces{engine: e}
+	if err := s.read(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Spaces) read() error {
 	for try := 0; ; try++ {
 		err := s.load()
 		if err == nil {
-			return s, nil
+			return nil
 		}
 		c, ok := errors.AsType[*CorruptError](err)
-		if !ok || try == maxHeals {
-			return nil, fmt.Errorf("read the table of stores: %w", err)
+		if !ok || c.Whole || try == maxHeals {
+			return fmt.Errorf("read the table of stores: %w", err)
 		}
 		from, to := c.spans()
-		if _, _, err := s.excise(from, to); err != nil {
-			return nil, err
+		if err := s.excise(from, to); err != nil {
+			return err
 		}
 	}
 }
@@ -93,26 +100,47 @@ var (
 
 // spans returns the whole spans that may be hit.
 func (e *CorruptError) spans() (from, to []byte) {
-	if e.From == nil {
+	if e.From == nil || e.Whole {
 		return startOfSpans, endOfSpans
 	}
 	return floorSpan(e.From), ceilSpan(e.To)
 }
 
 // excise deletes whole spans, and those beside them that are in damaged tables too.
-func (s *Spaces) excise(from, to []byte) (first, next []byte, err error) {
+func (s *Spaces) excise(from, to []byte) error {
 	for try := 0; ; try++ {
 		err := s.engine.Excise(from, to)
 		if err == nil {
-			return from, to, nil
+			return nil
 		}
 		c, ok := errors.AsType[*CorruptError](err)
-		if !ok || try == maxHeals {
-			return nil, nil, fmt.Errorf("drop damaged state: %w", err)
+		if !ok || c.Whole || try == maxHeals {
+			return fmt.Errorf("drop damaged state: %w", err)
 		}
 		also, until := c.spans()
-		from, to = slices.MinFunc([][]byte{from, also}, bytes.Compare), slices.MaxFunc([][]byte{to, until}, bytes.Compare)
+		from, to = widen(from, to, also, until)
 	}
+}
+
+// widen returns the range from the first of two to the end of the last.
+func widen(from, to, also, until []byte) (first, next []byte) {
+	return slices.MinFunc([][]byte{from, also}, bytes.Compare), slices.MaxFunc([][]byte{to, until}, bytes.Compare)
+}
+
+// reopen opens the engine again, and returns the stores that it does not know any more.
+func (s *Spaces) reopen() (lost []SpaceInfo, err error) {
+	before := s.List()
+	if err := s.engine.Reopen(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	err = s.read()
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	after := s.List()
+	return slices.DeleteFunc(before, func(i SpaceInfo) bool { return slices.Contains(after, i) }), nil
 }
 
 func (s *Spaces) load() error {
@@ -163,15 +191,26 @@ func (s *Spaces) dropOrphans() error {
 }
 
 // Heal deletes what a [CorruptError] is about, without reading it, and returns the stores that are empty now: restore
-// them. Their tasks must not run meanwhile; [Spaces.Within] tells before which those are, except where there is more damage
-// than the error knew.
+// them. After an error of the whole engine that is opened again instead, and the stores stand where it has kept them.
+//
+// The tasks of these stores must not run meanwhile; [Spaces.Within] tells before which those are. Where Heal finds more
+// damage it deletes nothing, and returns a CorruptError about all of it.
 func (s *Spaces) Heal(c *CorruptError) (lost []SpaceInfo, err error) {
+	if c.Whole {
+		return s.reopen()
+	}
 	from, to := s.spansOf(c)
 	if from == nil {
 		return nil, nil
 	}
-	if from, to, err = s.excise(from, to); err != nil {
-		return nil, err
+	if err := s.engine.Excise(from, to); err != nil {
+		more, ok := errors.AsType[*CorruptError](err)
+		if !ok || more.Whole {
+			return nil, fmt.Errorf("drop damaged state: %w", err)
+		}
+		also, until := more.spans()
+		from, to = widen(from, to, also, until)
+		return nil, &CorruptError{From: from, To: lastSpan(to), Err: more.Err}
 	}
 	if spanOf(from) == tableSpan {
 		if err := s.writeTable(); err != nil {
@@ -183,7 +222,7 @@ func (s *Spaces) Heal(c *CorruptError) (lost []SpaceInfo, err error) {
 
 // spansOf returns the spans that an error is about, or nil if its store is gone.
 func (s *Spaces) spansOf(c *CorruptError) (from, to []byte) {
-	if c.From != nil || c.Store == "" {
+	if c.From != nil || c.Store == "" || c.Whole {
 		return c.spans()
 	}
 	s.mu.Lock()
@@ -511,7 +550,7 @@ func (s *Space) Drop() error {
 // wrap adds where an error came from.
 func (s *Space) wrap(what string, err error) error {
 	if c, ok := errors.AsType[*CorruptError](err); ok {
-		return &CorruptError{Task: s.name.task, Store: s.name.store, From: c.From, To: c.To, Err: c.Err}
+		return &CorruptError{Task: s.name.task, Store: s.name.store, From: c.From, To: c.To, Whole: c.Whole, Err: c.Err}
 	}
 	return fmt.Errorf("%s store %q of task %s: %w", what, s.name.store, s.name.task, err)
 }

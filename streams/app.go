@@ -76,6 +76,7 @@ type App struct {
 	standbys map[task.ID]*standby
 	sick     map[task.ID]uint64 // tasks whose state is being healed, and the assignment to open them by, 0 for none
 	healing  int                // how often state is being healed at the moment
+	renewing bool               // all of it: the database is being opened again
 	stopping bool
 	failure  error // the first that ended the application
 }
@@ -367,6 +368,7 @@ func (a *App) assigned(e assigned) {
 	for _, id := range e.tasks {
 		o := a.tasks[id]
 		_, sick := a.sick[id]
+		sick = sick || a.renewing
 		switch {
 		case o != nil: // still on its way out
 			o.again = e.epoch
@@ -513,7 +515,11 @@ func (n handed) noted(a *App) {
 	if o == nil || o.epoch != n.epoch {
 		return
 	}
-	if !n.worker {
+	switch {
+	case !n.worker && !o.going: // state was damaged that is healed since
+		a.reopen(o)
+		return
+	case !n.worker:
 		a.gone(o)
 		return
 	}
@@ -543,6 +549,7 @@ func (a *App) gone(o *owned) {
 		f()
 	}
 	_, sick := a.sick[o.id]
+	sick = sick || a.renewing
 	switch {
 	case o.again == 0 || a.stopping:
 		a.forget(o.id)
@@ -565,27 +572,25 @@ func (n reopened) noted(a *App) {
 	}
 }
 
-// damage tells of state on disk that is not what was written. The tasks that have state there are closed without a commit,
-// what is damaged is dropped, and they are opened again, with the state restored.
+// damage tells of state on disk that is not what was written, or of a database that has failed. The tasks that have state
+// there are closed without a commit, what is damaged is dropped, or the database opened again, and they are opened again,
+// with the state restored.
 type damage struct{ err *state.CorruptError }
 
 func (d damage) noted(a *App) {
-	if a.stopping {
-		return
+	if a.stopping || d.err.Whole && (a.renewing || a.storage.engine.Failure() == nil) {
+		return // it was opened again since
 	}
 	a.log.Error("state is damaged: it is dropped and restored from the changelogs", "error", d.err)
 	a.healing++
+	a.renewing = a.renewing || d.err.Whole
 	left := 1
 	done := func() {
 		if left--; left == 0 {
 			a.serving.Go(func() { a.heal(d.err) })
 		}
 	}
-	for _, x := range a.storage.disk.Within(d.err) {
-		id, err := task.ParseID(x.Task)
-		if err != nil {
-			continue
-		}
+	for id := range a.hit(d.err) {
 		if _, sick := a.sick[id]; !sick {
 			a.sick[id] = 0
 		}
@@ -603,19 +608,54 @@ func (d damage) noted(a *App) {
 	done()
 }
 
-// heal drops what is damaged, once nobody uses it.
-func (a *App) heal(c *state.CorruptError) {
-	if _, err := a.storage.disk.Heal(c); err != nil {
-		a.fail(fmt.Errorf("drop damaged state in %s: %w", a.storage.dir.Path(), err))
-		return
+// hit returns the tasks that use what is damaged.
+func (a *App) hit(c *state.CorruptError) map[task.ID]bool {
+	tasks := map[task.ID]bool{}
+	for _, x := range a.storage.disk.Within(c) {
+		if id, err := task.ParseID(x.Task); err == nil {
+			tasks[id] = true
+		}
 	}
-	a.notes.put(healed{})
+	if c.Whole || a.globals.within(c) {
+		for id := range a.tasks {
+			tasks[id] = true
+		}
+		for id := range a.standbys {
+			tasks[id] = true
+		}
+	}
+	return tasks
+}
+
+// heal drops what is damaged, once nobody uses it. Where that finds more damage, it begins again with all of it.
+func (a *App) heal(c *state.CorruptError) {
+	err := a.globals.heal(a.life, c, func() error {
+		if c.Whole {
+			if err := a.storage.dir.Mend(); err != nil {
+				return err
+			}
+		}
+		_, err := a.storage.disk.Heal(c)
+		return err
+	})
+	more, corrupt := errors.AsType[*state.CorruptError](err)
+	if err != nil && !corrupt && a.life.Err() == nil {
+		a.fail(fmt.Errorf("heal the state in %s: %w", a.storage.dir.Path(), err))
+	}
+	a.notes.put(healed{c.Whole, more})
 }
 
 // healed has the tasks opened whose state was damaged, once nothing is being healed any more.
-type healed struct{}
+type healed struct {
+	whole bool
+	more  *state.CorruptError // that was found meanwhile, or nil
+}
 
-func (healed) noted(a *App) {
+func (h healed) noted(a *App) {
+	a.renewing = a.renewing && !h.whole
+	if h.more != nil {
+		damage{h.more}.noted(a)
+	}
 	if a.healing--; a.healing > 0 {
 		return
 	}

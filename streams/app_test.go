@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -384,6 +385,46 @@ func TestAppGlobal(t *testing.T) {
 		if r := receive(t, brokers, "out", n); string(r[n-1].Value) == "7: new" {
 			return
 		}
+	}
+}
+
+// TestAppStateGone deletes the state directory of a running application, as a cleaner of old files does. It makes another
+// one, restores its state, fills its global tables again, and goes on.
+func TestAppStateGone(t *testing.T) {
+	brokers := fakeCluster(t, 1, "lines", "countries", "out")
+	b := topology.New()
+	table := b.GlobalTable(topology.NewTopic("countries", serde.String, serde.String))
+	counts := b.Stream(topology.NewTopic("lines", serde.String, serde.String)).GroupByKey().Count().ToStream()
+	counts.JoinGlobal(table, func(k string, _ int64) (string, bool) { return k, true },
+		func(n int64, name string) string { return fmt.Sprintf("%s %d", name, n) }).
+		To(topology.NewTopic("out", serde.String, serde.String))
+	send(t, brokers, &kgo.Record{Topic: "countries", Key: []byte("k"), Value: []byte("country")})
+	c := testConfig(brokers)
+	c.Host.FS, c.StateDir, c.FlushInterval = nil, filepath.Join(t.TempDir(), "state"), 50*time.Millisecond
+	a, stop := runApp(t, graphOf(t, b), c)
+	ready(t, a)
+	n := 0
+	for range 3 {
+		for range 3 {
+			n++
+			send(t, brokers, lineOf("a"))
+			if got, want := string(receive(t, brokers, "out", n)[n-1].Value), fmt.Sprint("country ", n); got != want {
+				t.Fatalf("got %q, want %q", got, want)
+			}
+		}
+		for os.RemoveAll(c.StateDir) != nil { // files are being made there
+		}
+		for began := time.Now(); ; time.Sleep(time.Millisecond) { // between looks at the disk
+			if _, err := os.Stat(filepath.Join(c.StateDir, "db", "LOCK")); err == nil {
+				break
+			}
+			if time.Since(began) > 30*time.Second {
+				t.Fatal("the state directory is not made again")
+			}
+		}
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/topology"
 )
 
@@ -339,7 +340,7 @@ func (plan *resetPlan) execute(ctx context.Context, admin *kadm.Client, c Config
 
 // emptyDir removes all state from a state directory. The identity stays: it fences what the last run left open.
 func emptyDir(c Config) error {
-	s, err := openStorage(c, c.Logger)
+	s, err := openStorage(c, c.Logger, func(*state.CorruptError) {})
 	if err != nil {
 		return err
 	}

@@ -28,8 +28,8 @@ const (
 	flushLook  = 500 * time.Millisecond
 )
 
-// openStorage opens the state directory, the first one that no other process has.
-func openStorage(c Config, log *slog.Logger) (s *storage, err error) {
+// openStorage opens the state directory, the first one that no other process has. corrupt is told of damage.
+func openStorage(c Config, log *slog.Logger, corrupt func(*state.CorruptError)) (s *storage, err error) {
 	s = &storage{log: log, ram: state.NewMemory()}
 	dirs := c.stateDirs()
 	for _, path := range dirs {
@@ -45,7 +45,7 @@ func openStorage(c Config, log *slog.Logger) (s *storage, err error) {
 	m := c.memory()
 	s.engine, err = s.dir.OpenPebble(state.PebbleOptions{
 		MemTableBytes: m.memtable, CacheBytes: m.blocks, Logger: log,
-		OnCorrupt: func(e *state.CorruptError) { log.Error("state on disk is damaged", "error", e) },
+		OnCorrupt: corrupt,
 	})
 	if err != nil {
 		return nil, errors.Join(err, s.close())
@@ -60,17 +60,18 @@ func openStorage(c Config, log *slog.Logger) (s *storage, err error) {
 	return s, nil
 }
 
-// close flushes, closes and gives the directory free.
+// close flushes, closes and gives the directory free. What could not be written is not missed: it is restored.
 func (s *storage) close() error {
-	var err error
 	if s.engine != nil {
-		err = s.engine.Close()
+		if err := s.engine.Close(); err != nil {
+			s.log.Warn("the end of the state was not written: it will be restored from the changelogs", "error", err)
+		}
 	}
-	if s.dir != nil {
-		err = errors.Join(err, s.dir.Close())
+	if s.dir == nil {
+		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("close the state: %w", err)
+	if err := s.dir.Close(); err != nil {
+		return fmt.Errorf("close the state directory %s: %w", s.dir.Path(), err)
 	}
 	return nil
 }
@@ -109,25 +110,27 @@ func (a *App) flush(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		a.storage.check()
 		n := a.storage.engine.Unflushed()
 		if n < flushBytes && (n == 0 || time.Since(last) < a.config.FlushInterval) {
 			continue
 		}
 		a.stamp(ctx)
-		if err := a.storage.engine.Flush(); err != nil && ctx.Err() == nil {
-			a.flushFailed(err)
+		if err := a.storage.engine.Flush(); err != nil && ctx.Err() == nil && !errors.Is(err, state.ErrFailed) {
+			a.log.Warn("state was not flushed: it is tried again", "error", err)
 		}
 		last = time.Now()
 	}
 }
 
-// flushFailed ends the application if the database cannot be written any more. A full disk is waited for.
-func (a *App) flushFailed(err error) {
-	if errors.Is(err, state.ErrFailed) {
-		a.fail(fmt.Errorf("state directory %s: %w", a.storage.dir.Path(), err))
-		return
+// check has the database fail if its directory is not there any more: what is written is lost then.
+func (s *storage) check() {
+	if s.engine.Failure() != nil {
+		return // it is being opened again
 	}
-	a.log.Warn("state was not flushed: it is tried again", "error", err)
+	if err := s.dir.Check(); err != nil {
+		s.engine.Fail(err)
+	}
 }
 
 // stamp has all workers note the time in the state of their tasks.

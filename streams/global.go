@@ -2,7 +2,9 @@ package streams
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -14,14 +16,21 @@ import (
 // globals are the global stores of this process. One goroutine reads all partitions of their topics, from the beginning
 // at each start, and publishes what it read; tasks read what is published.
 type globals struct {
-	app     *App
+	app       *App
+	plan      *topology.Plan
+	committed bool // only what is committed is read
+
 	source  *fetcher
 	in      *inbox[fetched]
 	fillers map[string]*task.Global // by topic
 	spaces  map[string]*state.Space // by store
 	left    map[topicPartition]int64
+	feeds   []*feed
 	views   []*shelved
 	version atomic.Uint64 // counts what was published
+
+	end  context.CancelFunc // of what follows the topics; nil: nothing does
+	over chan struct{}      // closed when it has ended
 }
 
 // globalTask stands in the place of a task's name.
@@ -32,26 +41,82 @@ func (a *App) startGlobals(ctx context.Context, plan *topology.Plan) error {
 	if len(plan.Globals) == 0 {
 		return nil
 	}
-	g := &globals{
-		app: a, in: newInbox[fetched](), fillers: map[string]*task.Global{}, spaces: map[string]*state.Space{},
-		left: map[topicPartition]int64{},
-	}
+	g := &globals{app: a, plan: plan, committed: a.config.Guarantee == ExactlyOnce}
 	a.globals = g
-	for _, sub := range a.graph.Subtopologies() {
+	g.source = newFetcher(a.cluster, a.client("global"), g.committed, a.config.memory().fetch, a.log)
+	g.source.start(a.life)
+	for {
+		err := g.fill(ctx)
+		c, corrupt := errors.AsType[*state.CorruptError](err)
+		if !corrupt {
+			return err
+		}
+		g.stop()
+		if _, err := a.storage.disk.Heal(c); err != nil { // no task runs yet
+			return fmt.Errorf("heal the state of global stores: %w", err)
+		}
+	}
+}
+
+// fill fills the stores, and goes on filling them until stop.
+func (g *globals) fill(ctx context.Context) error {
+	life, end := context.WithCancel(g.app.life)
+	g.end, g.over = end, make(chan struct{})
+	g.in, g.left = newInbox[fetched](), map[topicPartition]int64{}
+	g.fillers, g.spaces = map[string]*task.Global{}, map[string]*state.Space{}
+	err := g.begin(ctx)
+	if err != nil {
+		close(g.over)
+		return err
+	}
+	g.app.serving.Go(func() { g.follow(life) })
+	return nil
+}
+
+func (g *globals) begin(ctx context.Context) error {
+	for _, sub := range g.app.graph.Subtopologies() {
 		if sub.Global {
 			if err := g.open(sub); err != nil {
 				return err
 			}
 		}
 	}
-	committed := a.config.Guarantee == ExactlyOnce
-	g.source = newFetcher(a.cluster, a.client("global"), committed, a.config.memory().fetch, a.log)
-	g.source.start(a.life)
-	if err := g.read(ctx, plan, committed); err != nil {
+	return g.read(ctx, g.plan, g.committed)
+}
+
+// stop ends what fill began.
+func (g *globals) stop() {
+	if g.end == nil {
+		return
+	}
+	g.end()
+	<-g.over
+	g.end = nil
+	for _, d := range g.feeds {
+		g.source.remove(d)
+	}
+	for _, v := range g.views {
+		g.app.shelf.take(globalPartition, v.view)
+		v.view.End()
+	}
+	g.feeds, g.views = nil, nil
+}
+
+// within reports whether damage is about a global store.
+func (g *globals) within(c *state.CorruptError) bool {
+	return g != nil && slices.ContainsFunc(g.app.storage.disk.Within(c), func(x state.SpaceInfo) bool { return x.Task == globalTask })
+}
+
+// heal heals damaged state by f. If that hits global stores, they are filled anew: no task may read them meanwhile.
+func (g *globals) heal(ctx context.Context, c *state.CorruptError, f func() error) error {
+	if g == nil || g.end != nil && !g.within(c) {
+		return f()
+	}
+	g.stop()
+	if err := f(); err != nil {
 		return err
 	}
-	a.serving.Go(g.follow)
-	return nil
+	return g.fill(ctx)
 }
 
 // open makes the filler of a store. What an earlier run left is dropped.
@@ -109,7 +174,9 @@ func (g *globals) read(ctx context.Context, plan *topology.Plan, committed bool)
 		if begins[p].offset < end.offset {
 			g.left[p] = end.offset
 		}
-		g.source.add(&feed{topicPartition: p, name: p.topic, deliver: g.in.put}, begins[p].offset)
+		d := &feed{topicPartition: p, name: p.topic, deliver: g.in.put}
+		g.feeds = append(g.feeds, d)
+		g.source.add(d, begins[p].offset)
 	}
 	g.app.log.Info("global stores are filled", "stores", len(g.fillers), "records", records)
 	for len(g.left) > 0 {
@@ -156,20 +223,29 @@ func (g *globals) take() error {
 }
 
 // follow keeps the stores up to date.
-func (g *globals) follow() {
+func (g *globals) follow(ctx context.Context) {
+	defer close(g.over)
 	for {
-		g.in.wait(g.app.life, time.Time{})
-		if g.app.life.Err() != nil {
+		g.in.wait(ctx, time.Time{})
+		if ctx.Err() != nil {
 			break
 		}
 		if err := g.take(); err != nil {
-			g.app.fail(err)
+			g.failed(err)
 			break
 		}
 	}
 	for _, f := range g.fillers {
 		f.Close()
 	}
+}
+
+func (g *globals) failed(err error) {
+	if c, ok := errors.AsType[*state.CorruptError](err); ok {
+		g.app.notes.put(damage{c})
+		return
+	}
+	g.app.fail(err)
 }
 
 // view returns a store for a task to read. It belongs to the task's worker.

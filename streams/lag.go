@@ -2,8 +2,10 @@ package streams
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/streams/task"
 	"github.com/eddyline/eddyline/topology"
 )
@@ -76,6 +78,8 @@ func (a *App) lags(ctx context.Context) (map[task.ID]lag, error) {
 		}
 		offsets, all, err := a.stored(id, t)
 		switch {
+		case errors.Is(err, state.ErrCorrupt): // it is healed when the task is opened
+			continue
 		case err != nil:
 			return nil, err
 		case running[id]:

@@ -3,7 +3,6 @@ package streams
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/eddyline/eddyline/state"
@@ -41,7 +40,7 @@ func (a *App) keepStandbys() {
 	for id := range a.wanted {
 		plan := a.plan()[id]
 		_, sick := a.sick[id]
-		if plan == nil || !plan.Sub.Stateful() || sick || a.tasks[id] != nil || a.standbys[id] != nil {
+		if plan == nil || !plan.Sub.Stateful() || sick || a.renewing || a.tasks[id] != nil || a.standbys[id] != nil {
 			continue
 		}
 		ctx, cancel := context.WithCancel(a.life)
@@ -97,10 +96,6 @@ func (r *restorer) keep(ctx context.Context, id task.ID, plan *topology.PlannedT
 		if c, ok := errors.AsType[*state.CorruptError](err); ok {
 			r.app.notes.put(damage{c})
 			<-ctx.Done()
-			return
-		}
-		if errors.Is(err, state.ErrFailed) {
-			r.app.fail(fmt.Errorf("standby of task %v: %w", id, err))
 			return
 		}
 		if time.Since(began) > time.Minute {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/topology"
 )
 
@@ -22,7 +23,7 @@ func (a *App) start(ctx context.Context) error {
 		return fmt.Errorf("register metrics: %w: two applications in a process need a registry each", err)
 	}
 	var err error
-	if a.storage, err = openStorage(a.config, a.log); err != nil {
+	if a.storage, err = openStorage(a.config, a.log, func(c *state.CorruptError) { a.notes.put(damage{c}) }); err != nil {
 		return err
 	}
 	a.metrics.reads(a.storage.engine)

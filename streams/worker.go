@@ -627,6 +627,7 @@ func (w *worker) fail(r *running, err error) {
 	w.abandon(r)
 	if c, ok := errors.AsType[*state.CorruptError](err); ok {
 		w.app.notes.put(damage{c})
+		w.app.notes.put(reopened{r.id, r.owner.epoch}) // where it is not the task's own state
 		return
 	}
 	w.app.fail(err)

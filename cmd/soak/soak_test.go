@@ -65,6 +65,21 @@ var faults = []fault{
 		in.start()
 	}, 0},
 	{"live-damage", func(x *trial, in *instance, rng *rand.Rand) { x.damage(in, rng) }, 0},
+	{"live-tables", func(x *trial, in *instance, rng *rand.Rand) { x.tables(in, rng) }, 0},
+	{"live-wipe", func(x *trial, in *instance, rng *rand.Rand) {
+		x.remove(in.dir)
+		x.renewed(in)
+	}, 0},
+	{"live-replace", func(x *trial, in *instance, rng *rand.Rand) {
+		x.remove(filepath.Join(in.dir, "db"))
+		x.must(os.MkdirAll(filepath.Join(in.dir, "db", "ingest"), 0o700))
+		x.renewed(in)
+	}, 0},
+	{"live-move", func(x *trial, in *instance, rng *rand.Rand) {
+		x.must(os.RemoveAll(in.dir + "-moved"))
+		x.must(os.Rename(in.dir, in.dir+"-moved"))
+		x.renewed(in)
+	}, 0},
 	{"pause", func(x *trial, in *instance, rng *rand.Rand) {
 		in.signal(syscall.SIGSTOP)
 		x.later(time.Duration(10_000+rng.IntN(3000))*time.Millisecond, func() { in.signal(syscall.SIGCONT) })
@@ -199,6 +214,46 @@ func (x *trial) damage(in *instance, rng *rand.Rand) {
 	}
 	if err != nil && !os.IsNotExist(err) {
 		x.t.Fatal(err)
+	}
+}
+
+// remove deletes a directory to which somebody writes.
+func (x *trial) remove(dir string) {
+	x.eventually(10*time.Second, dir+" is deleted", func() bool { return os.RemoveAll(dir) == nil })
+}
+
+// renewed waits until an instance has noticed that its directory is not what it was, and has another.
+func (x *trial) renewed(in *instance) {
+	x.t.Helper()
+	x.eventually(20*time.Second, "the state directory is made anew", func() bool {
+		_, err := os.Stat(filepath.Join(in.dir, "identity"))
+		if err == nil {
+			_, err = os.Stat(filepath.Join(in.dir, "db", "LOCK"))
+		}
+		x.check()
+		return err == nil
+	})
+}
+
+// tables damages all tables of the database at once.
+func (x *trial) tables(in *instance, rng *rand.Rand) {
+	x.t.Helper()
+	paths, err := filepath.Glob(filepath.Join(in.dir, "db", "*.sst"))
+	x.must(err)
+	how := rng.IntN(3)
+	x.t.Logf("  %d tables: %s", len(paths), []string{"delete", "cut", "overwrite"}[how])
+	for _, path := range paths {
+		switch how {
+		case 0:
+			err = os.Remove(path)
+		case 1:
+			err = os.Truncate(path, 100)
+		default:
+			err = overwrite(path, true, 0, rng)
+		}
+		if err != nil && !os.IsNotExist(err) {
+			x.t.Fatal(err)
+		}
 	}
 }
 
