@@ -43,6 +43,8 @@ var table = map[string]rule{
 		ours: []string{"serde"}, only: map[string][]string{"github.com/twmb/franz-go/pkg/kgo": {"sink.go"}}, free: []string{"net", "os"},
 	},
 	"connect/sql":      {ours: []string{"connect", "serde"}, free: []string{"net", "os"}},
+	"connect/routing":  {ours: []string{"serde"}, free: []string{"net", "os"}}, // the rules alone: streams that route need no client of AMQP
+	"connect/rabbitmq": {ours: []string{"connect", "serde"}, others: []string{"github.com/rabbitmq/amqp091-go", "github.com/twmb/franz-go"}, free: []string{"os"}},
 	"connect/debezium": {ours: []string{"connect", "serde", "state", "topology"}, free: []string{"net", "os"}},
 	"state": {
 		ours: []string{"serde"}, others: []string{"github.com/google/uuid"},

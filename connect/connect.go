@@ -1,6 +1,7 @@
-// Package connect meets Kafka Connect: its JSON converter, and sinks that keep offsets with their data.
+// Package connect meets Kafka Connect: its JSON converter, and sinks, which topics are written to.
 //
-// Package debezium makes tables of change streams, package sql writes to databases.
+// Package debezium makes tables of change streams, package sql writes to databases, package rabbitmq reads queues and writes
+// to exchanges. Package routing has the rules by which AMQP's exchanges route.
 package connect
 
 import (
