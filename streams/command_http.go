@@ -58,7 +58,11 @@ func (p *program) serve(a *App) (stop func(), err error) {
 	if g, ok := a.config.Metrics.(prometheus.Gatherer); ok {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
 	}
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	// Nothing that is served here reads a body, or takes longer than its own time-out.
+	server := &http.Server{
+		Handler: http.MaxBytesHandler(mux, 0), ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10, // of a request, its address included
+	}
 	a.log.Info("listening", "probes and metrics at", "http://"+l.Addr().String())
 	go func() {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {

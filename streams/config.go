@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -187,6 +188,16 @@ type Config struct {
 	// and counted (errors.dead.letter.queue.topic.name).
 	DeadLetterTopic string
 
+	// MostAhead is how far the timestamp of an input record may lie ahead of this machine's clock. Stream time follows the
+	// largest timestamp, so one record from the year 2100 closes every window, and all that come after it are late. One that
+	// lies further ahead fails to decode, with topology.ErrFuture: OnDecodeError, or its source's policy, says what becomes
+	// of it. Default: 0, any time, as in Kafka Streams; brokers refuse such records themselves if the topic's
+	// message.timestamp.after.max.ms says so, an hour unless somebody changed it since Kafka 4.0.
+	MostAhead time.Duration
+	// MaxBatchBytes bounds a batch of records after it is decompressed: a few kilobytes can become gigabytes. A larger one
+	// stops the application with ErrBatchTooLarge. Default: half of MemoryBytes, and at least 64 MB.
+	MaxBatchBytes int
+
 	// Logger gets what happens. Default: slog.Default().
 	Logger *slog.Logger
 	// Metrics is where the application's metrics are registered, under Kafka Streams' names. Default: nil, nowhere.
@@ -269,6 +280,7 @@ func (c Config) withDefaults() Config {
 	c.RebalanceTimeout = cmp.Or(c.RebalanceTimeout, time.Minute)
 	c.ShutdownTimeout = cmp.Or(c.ShutdownTimeout, 30*time.Second)
 	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 10*time.Second)
+	c.MaxBatchBytes = cmp.Or(c.MaxBatchBytes, int(min(max(64<<20, c.MemoryBytes/2), math.MaxInt32)))
 	c.Logger = cmp.Or(c.Logger, slog.Default())
 	c.Host.Dial = dialOr(c.Host.Dial, c.TLS)
 	return c
@@ -305,6 +317,7 @@ func dialOr(dial func(ctx context.Context, network, address string) (net.Conn, e
 const (
 	dialTimeout      = 10 * time.Second
 	leastMemoryBytes = 16 << 20
+	leastBatchBytes  = 1 << 20
 	mostNameBytes    = 200 // of an application id: topics' names, of at most 249, begin with it
 )
 
@@ -369,6 +382,8 @@ func (c Config) validate() error {
 			"%s sends records to the dead letter topic, and DeadLetterTopic is empty: name a topic that exists, or use Skip", p.name)
 	}
 	fault(c.ReplicationFactor < 0, "ReplicationFactor is %d: use 0 for the brokers' default", c.ReplicationFactor)
+	fault(c.MostAhead < 0, "MostAhead is %v: use 0 for any time", c.MostAhead)
+	fault(c.MaxBatchBytes < leastBatchBytes, "MaxBatchBytes is %d: use at least %d, or 0 for the default", c.MaxBatchBytes, leastBatchBytes)
 	fault(c.MemoryBytes < leastMemoryBytes, "MemoryBytes is %d: use at least %d", c.MemoryBytes, leastMemoryBytes)
 	if len(faults) > 0 {
 		return fmt.Errorf("configuration: %w", errors.Join(faults...))
@@ -411,6 +426,7 @@ func (c Config) clientOptions(part string) []kgo.Opt {
 		kgo.WithLogger(clientLog{c.Logger.With("client", part)}),
 		kgo.MetadataMinAge(metadataMinAge),
 		kgo.DisableClientMetrics(),
+		kgo.MaxDecompressBatchBytes(c.MaxBatchBytes),
 		kgo.AlwaysRetryEOF(), // what ends a connection at its first request may be a broker that is about to go
 		kgo.RetryBackoffFn(backoff),
 		// A network that says nothing any more is given up before it costs the membership, and a connection that was not

@@ -23,6 +23,10 @@ var ErrNoStart = errors.New("no offset to start from")
 // mean nothing in the new. Stop the application, reset it, and start it again.
 var ErrRecreated = errors.New("the topic was deleted and created again")
 
+// ErrBatchTooLarge reports that a batch of records is larger than Config.MaxBatchBytes once it is decompressed. Raise that, or
+// leave the batch out: stop the application, and set the group's offset behind it.
+var ErrBatchTooLarge = errors.New("a batch of records is larger than MaxBatchBytes when it is decompressed")
+
 // ErrShutdown reports that the application did not stop within Config.ShutdownTimeout: what was not committed by then is
 // processed again after the next start, nothing is lost.
 var ErrShutdown = errors.New("not stopped in time")

@@ -135,6 +135,7 @@ func (g *globals) open(sub *topology.Subtopology) error {
 	}
 	env := topology.Env{
 		Context: g.app.life, TopicName: g.app.topicName, Policy: g.app.config.policy, Logger: g.app.log.With("store", spec.Name),
+		MostAhead:  g.app.config.MostAhead.Milliseconds(),
 		Partitions: func(string, bool) int { return 0 }, Dropped: func(_, reason string) { g.app.metrics.dropGlobal(spec.Name, reason) },
 	}
 	buffered := state.NewBuffered(space, state.BufferOptions{Unlogged: true})

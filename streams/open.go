@@ -301,6 +301,7 @@ func (w *worker) env(r *running) topology.Env {
 		StartMs:     time.Now().UnixMilli(),
 		CacheBytes:  a.config.CacheBytes / int64(max(1, len(a.plan()))),
 		EmitEvery:   emitEveryMs,
+		MostAhead:   a.config.MostAhead.Milliseconds(),
 	}
 }
 

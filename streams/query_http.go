@@ -30,13 +30,20 @@ type QueryOptions struct {
 	Client *http.Client
 	// Scheme is that of the other instances' endpoints. Default: http.
 	Scheme string
-	// MaxEntries bounds an answer. Default: 10,000.
-	MaxEntries int
+	// MaxEntries and MaxBytes bound an answer: it has More then, and the next question goes on from its last key. Defaults:
+	// 10,000 entries, and 16 MB of keys and values; at least one entry comes.
+	MaxEntries, MaxBytes int
+	// MaxRequests is how many requests are answered at a time, and once more those that other instances passed on; one too
+	// many gets 503. Default: 64.
+	MaxRequests int
+	// Timeout is how long a request may take, waiting for what it asks to be processed included. Default: 5s.
+	Timeout time.Duration
 }
 
 // String returns the options without the token.
 func (o QueryOptions) String() string {
-	return fmt.Sprintf("Token set=%v Scheme=%q MaxEntries=%d", o.Token != "", o.Scheme, o.MaxEntries)
+	return fmt.Sprintf("Token set=%v Scheme=%q MaxEntries=%d MaxBytes=%d MaxRequests=%d Timeout=%v",
+		o.Token != "", o.Scheme, o.MaxEntries, o.MaxBytes, o.MaxRequests, o.Timeout)
 }
 
 // GoString returns what String does.
@@ -83,11 +90,12 @@ type QueryEntry struct {
 // Times are RFC 3339, or milliseconds since 1970. What is committed is what is seen. 404 says that there is no such entry
 // or store, 503 with Retry-After that nobody can answer now: the state is being restored or moved.
 func (a *App) Queries(o QueryOptions) http.Handler {
-	o.Scheme, o.MaxEntries = cmp.Or(o.Scheme, "http"), cmp.Or(o.MaxEntries, 10_000)
+	o.Scheme, o.MaxEntries, o.MaxBytes = cmp.Or(o.Scheme, "http"), cmp.Or(o.MaxEntries, 10_000), cmp.Or(o.MaxBytes, 16<<20)
+	o.MaxRequests, o.Timeout = cmp.Or(o.MaxRequests, 64), cmp.Or(o.Timeout, 5*time.Second)
 	if o.Client == nil {
-		o.Client = &http.Client{Timeout: 5 * time.Second}
+		o.Client = &http.Client{Timeout: o.Timeout}
 	}
-	h := &queryHandler{app: a, o: o}
+	h := &queryHandler{app: a, o: o, asked: make(chan struct{}, o.MaxRequests), passed: make(chan struct{}, o.MaxRequests)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stores", h.list)
 	mux.HandleFunc("GET /stores/{store}/entries/{key}", h.of(h.entry))
@@ -121,9 +129,27 @@ func guardOf(token string) func(http.Handler) http.Handler {
 const passedOn = "Eddyline-Passed-On"
 
 type queryHandler struct {
-	app *App
-	o   QueryOptions
+	app           *App
+	o             QueryOptions
+	asked, passed chan struct{} // requests that are answered now
 }
+
+// enter lets a request in, if there are not too many. Those that were passed on count for themselves: else instances that
+// wait for each other would let nobody in.
+func (h *queryHandler) enter(r *http.Request) (leave func(), err error) {
+	in := h.asked
+	if r.Header.Get(passedOn) != "" {
+		in = h.passed
+	}
+	select {
+	case in <- struct{}{}:
+		return func() { <-in }, nil
+	default:
+		return nil, errManyQueries
+	}
+}
+
+var errManyQueries = errors.New("too many queries at a time: ask again")
 
 // queryFailure is the body of an answer that is none.
 type queryFailure struct {
@@ -147,7 +173,8 @@ func statusOf(err error) int {
 		return http.StatusBadRequest
 	case errors.Is(err, ErrNoStore), errors.Is(err, errOtherKind):
 		return http.StatusNotFound
-	case errors.Is(err, ErrNotReady), errors.Is(err, ErrNotHere), errors.Is(err, ErrNotRunning), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, ErrNotReady), errors.Is(err, ErrNotHere), errors.Is(err, ErrNotRunning), errors.Is(err, errManyQueries),
+		errors.Is(err, context.DeadlineExceeded):
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError
@@ -189,6 +216,15 @@ type textQuery struct {
 // of returns a handler of one kind of query of a store. local answers it from the parts that are here.
 func (h *queryHandler) of(local func(ctx context.Context, q *textQuery, give func(QueryEntry) bool) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		leave, err := h.enter(r)
+		if err != nil {
+			answerQuery(w, statusOf(err), queryFailure{err.Error()})
+			return
+		}
+		defer leave()
+		ctx, cancel := context.WithTimeout(r.Context(), h.o.Timeout)
+		defer cancel()
+		r = r.WithContext(ctx)
 		q, err := h.read(r)
 		if err == nil {
 			err = h.wait(r)
@@ -306,9 +342,7 @@ func (h *queryHandler) wait(r *http.Request) error {
 	if !h.app.shelf.has(topicPartition{parts[0], int32(p)}) {
 		return nil // it is not processed here: the request is passed on to where it is
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), h.o.Client.Timeout)
-	defer cancel()
-	return h.app.WaitCommitted(ctx, parts[0], p, n)
+	return h.app.WaitCommitted(r.Context(), parts[0], p, n)
 }
 
 // answer answers a query from here, and from other instances where the parts that it asks for are elsewhere.
@@ -318,26 +352,43 @@ func (h *queryHandler) answer(ctx context.Context, q *textQuery, local func(cont
 	if err != nil {
 		return answer, err
 	}
+	var all []partAnswer
 	for _, p := range parts {
 		one := *q
 		one.partition = p
+		part := partAnswer{}
+		bytes := 0
 		err := local(ctx, &one, func(e QueryEntry) bool {
+			if n := len(part.entries); n > 0 && (n == q.limit || bytes+e.size() > h.o.MaxBytes) {
+				part.more = true
+				return false
+			}
 			e.Partition, e.Instance = int(max(p, 0)), h.app.storage.dir.Identity()
-			answer.Entries = append(answer.Entries, e)
-			return len(answer.Entries) <= q.limit || len(parts) > 1
+			part.entries, bytes = append(part.entries, e), bytes+e.size()
+			return true
 		})
 		if err != nil && q.request.Header.Get(passedOn) == "" && (errors.Is(err, ErrNotHere) || errors.Is(err, ErrNotReady)) {
 			var more Answer
 			if more, err = h.elsewhere(ctx, &one, err); err == nil {
-				answer.Entries, answer.More = append(answer.Entries, more.Entries...), answer.More || more.More
+				part = partAnswer{more.Entries, more.More}
 			}
 		}
 		if err != nil {
 			return answer, err
 		}
+		all = append(all, part)
 	}
-	return h.merge(q, answer, len(parts) > 1)
+	return h.merge(q, answer, all)
 }
+
+// partAnswer is what one partition answers; more tells that entries behind the last one are left out.
+type partAnswer struct {
+	entries []QueryEntry
+	more    bool
+}
+
+// size returns how much an entry counts of an answer.
+func (e QueryEntry) size() int { return len(e.Key) + len(e.Value) }
 
 // partsOf returns the partitions that a query asks for.
 func (h *queryHandler) partsOf(q *textQuery) ([]int32, error) {
@@ -358,34 +409,48 @@ func (h *queryHandler) partsOf(q *textQuery) ([]int32, error) {
 	return all, nil
 }
 
-// merge puts the entries of several partitions in order, and cuts what is over the limit.
-func (h *queryHandler) merge(q *textQuery, a Answer, several bool) (Answer, error) {
-	if several {
-		type entry struct {
-			key []byte
-			QueryEntry
+// merge puts the entries of partitions in order, and cuts what is over the bounds, and what lies behind the end of a
+// partition that has more: the next question goes on from the last entry, and must not miss any.
+func (h *queryHandler) merge(q *textQuery, a Answer, parts []partAnswer) (Answer, error) {
+	if len(parts) == 1 {
+		a.Entries, a.More = append(a.Entries, parts[0].entries...), parts[0].more
+		return a, nil
+	}
+	type entry struct {
+		key []byte
+		QueryEntry
+	}
+	order := func(x, y []byte) int {
+		if q.span.Reverse {
+			x, y = y, x
 		}
-		var all []entry
-		for _, e := range a.Entries {
+		return bytes.Compare(x, y)
+	}
+	var all []entry
+	var end []byte // nil: every partition has told all
+	for _, p := range parts {
+		for _, e := range p.entries {
 			b, err := q.keys.Append(nil, e.Key)
 			if err != nil {
 				return a, fmt.Errorf("key of an entry: %w", err)
 			}
 			all = append(all, entry{b, e})
 		}
-		slices.SortStableFunc(all, func(x, y entry) int {
-			if q.span.Reverse {
-				x, y = y, x
-			}
-			return bytes.Compare(x.key, y.key)
-		})
-		for i := range all {
-			a.Entries[i] = all[i].QueryEntry
+		if last := len(all) - 1; p.more && len(p.entries) > 0 && (end == nil || order(all[last].key, end) < 0) {
+			end = all[last].key
 		}
 	}
-	if len(a.Entries) > q.limit {
-		a.Entries, a.More = a.Entries[:q.limit], true
+	slices.SortStableFunc(all, func(x, y entry) int { return order(x.key, y.key) })
+	size := 0
+	for i, e := range all {
+		size += e.size()
+		if i >= q.limit || i > 0 && size > h.o.MaxBytes || end != nil && order(e.key, end) > 0 {
+			a.More = true
+			return a, nil
+		}
+		a.Entries = append(a.Entries, e.QueryEntry)
 	}
+	a.More = end != nil
 	return a, nil
 }
 
@@ -518,7 +583,6 @@ func (h *queryHandler) scan(ctx context.Context, q *textQuery, give func(QueryEn
 	if q.kind != state.KindKeyValue {
 		return fmt.Errorf("%w: store %q is not a key-value store: ask for one key", errBadQuery, q.spec.Name)
 	}
-	n := 0
 	for e, err := range (KeyValueQuery[json.RawMessage, json.RawMessage]{q.query, q.keys, q.values}).open(of).Scan(q.span) {
 		if err == nil {
 			err = ctx.Err()
@@ -526,7 +590,7 @@ func (h *queryHandler) scan(ctx context.Context, q *textQuery, give func(QueryEn
 		if err != nil {
 			return q.ended(err)
 		}
-		if n++; n > q.limit+1 || !give(QueryEntry{Key: e.Key, Value: e.Value, Timestamp: &e.Timestamp, Behind: behindOf(of)}) {
+		if !give(QueryEntry{Key: e.Key, Value: e.Value, Timestamp: &e.Timestamp, Behind: behindOf(of)}) {
 			break
 		}
 	}

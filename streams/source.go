@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/eddyline/eddyline/serde"
+	"github.com/eddyline/eddyline/streams/task"
 	"github.com/eddyline/eddyline/topology"
 )
 
@@ -27,7 +28,8 @@ import (
 type fetcher struct {
 	cluster   *cluster
 	client    *kgo.Client
-	committed bool // deliver committed records only
+	unpack    kgo.Decompressor // bounded, as Config.MaxBatchBytes says
+	committed bool             // deliver committed records only
 	limit     int64
 	log       *slog.Logger
 	ctx       context.Context
@@ -83,7 +85,6 @@ const (
 	firstBackoff   = 20 * time.Millisecond
 	lastBackoff    = 250 * time.Millisecond
 	leastFeedBytes = 64 << 10
-	recordOverhead = 120 // of a queued record, beside its bytes
 	// lastingAfter is how many times in a row a partition has to be refused before that counts as final: a broker that has
 	// just begun to lead does not know a topic's id at first, and one that is in trouble says anything.
 	lastingAfter = 40
@@ -91,7 +92,10 @@ const (
 
 // newFetcher returns a fetcher that holds about limit bytes in memory.
 func newFetcher(c *cluster, client *kgo.Client, committed bool, limit int64, log *slog.Logger) *fetcher {
-	return &fetcher{cluster: c, client: client, committed: committed, limit: limit, log: log, loops: map[int32]*fetchLoop{}}
+	return &fetcher{
+		cluster: c, client: client, unpack: client.OptValue(kgo.WithDecompressor).(kgo.Decompressor), committed: committed, limit: limit, log: log,
+		loops: map[int32]*fetchLoop{},
+	}
 }
 
 // start makes the fetcher read until ctx ends.
@@ -375,8 +379,6 @@ func backoff(fails int) time.Duration {
 	return min(lastBackoff, firstBackoff<<min(max(fails-1, 0), 10))
 }
 
-var decompressor = kgo.DefaultDecompressor()
-
 // read decodes an answer. It does not touch what the lock guards.
 func (f *fetcher) read(d *feed, p *kmsg.FetchResponseTopicPartition) fetched {
 	o := kgo.ProcessFetchPartitionOpts{Offset: d.next, Topic: d.topicPartition.topic, Partition: d.partition}
@@ -387,14 +389,21 @@ func (f *fetcher) read(d *feed, p *kmsg.FetchResponseTopicPartition) fetched {
 			got.end = p.LastStableOffset
 		}
 	}
-	part, next := kgo.ProcessFetchPartition(o, p, decompressor, nil)
+	part, next := kgo.ProcessFetchPartition(o, p, f.unpack, nil)
 	got.next, got.err = next, part.Err
+	if p.ErrorCode == 0 && len(part.Records) > 0 {
+		got.err = nil // of a batch behind those that could be read: it is the first one of the next answer
+	}
+	if large, ok := errors.AsType[*kgo.ErrDecompressTooLarge](got.err); ok {
+		got.err = fmt.Errorf("%w: raise it, or leave the batch out by setting the group's offset to %d (%w)", ErrBatchTooLarge, large.NextOffset,
+			kgo.ErrMaxDecompress)
+	}
 	got.reached = part.Err == nil && next >= got.end
 	if len(part.Records) > 0 {
 		got.records = make([]topology.Input, len(part.Records))
 		for i, r := range part.Records {
 			got.records[i] = toInput(d.name, r)
-			got.bytes += int64(len(r.Key) + len(r.Value) + recordOverhead)
+			got.bytes += int64(task.Size(&got.records[i]))
 		}
 	}
 	return got
@@ -448,7 +457,7 @@ func (l *fetchLoop) finish(d *feed, p *kmsg.FetchResponseTopicPartition, got fet
 // lasting reports whether an error will not pass by itself.
 func (f *fetcher) lasting(d *feed, err error) bool {
 	switch {
-	case errors.Is(err, kerr.OffsetOutOfRange), errors.Is(err, kerr.TopicAuthorizationFailed):
+	case errors.Is(err, ErrBatchTooLarge), errors.Is(err, kerr.OffsetOutOfRange), errors.Is(err, kerr.TopicAuthorizationFailed):
 		return true
 	case errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID), errors.Is(err, kerr.UnknownTopicOrPartition),
 		!busy(err):

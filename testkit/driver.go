@@ -43,6 +43,7 @@ type config struct {
 	cacheBytes  int64
 	deadLetters string
 	mostBytes   int
+	mostAhead   time.Duration
 	logger      *slog.Logger
 	policies    map[topology.Class]topology.ErrorPolicy
 	extract     func(r Produced, key, value any, partitionTime time.Time) (time.Time, bool)
@@ -98,6 +99,9 @@ func DeadLetterTopic(name string) Option { return func(c *config) { c.deadLetter
 
 // MaxMessageBytes sets how large a record every topic takes, with what is around it (max.message.bytes). Default: any size.
 func MaxMessageBytes(n int) Option { return func(c *config) { c.mostBytes = n } }
+
+// MostAhead sets how far the timestamp of an input record may lie ahead of the driver's clock. Default: 0, any time.
+func MostAhead(d time.Duration) Option { return func(c *config) { c.mostAhead = d } }
 
 // Logger sets where the tasks log. Default: nowhere.
 func Logger(l *slog.Logger) Option { return func(c *config) { c.logger = l } }
@@ -295,6 +299,7 @@ func (d *Driver) env() topology.Env {
 		Rand:        rand.New(rand.NewPCG(1, 2)),
 		StartMs:     d.now.UnixMilli(),
 		CacheBytes:  d.c.cacheBytes,
+		MostAhead:   d.c.mostAhead.Milliseconds(),
 	}
 	if d.c.extract != nil {
 		env.Extract = func(in *topology.Input, key, value any, partitionTime int64) (int64, bool) {

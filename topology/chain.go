@@ -89,6 +89,9 @@ type Env struct {
 	// EmitEvery throttles final results of windows and of outer joins, in milliseconds of wall clock. Kafka Streams'
 	// fixed value is 1,000; its test driver's 0.
 	EmitEvery int64
+	// MostAhead is how far the timestamp of an input record may lie ahead of the wall clock, in milliseconds; 0 for any. One
+	// that lies further ahead is a DecodeError with [ErrFuture]. What comes from internal topics has passed it before.
+	MostAhead int64
 	// Extract is the timestamp extractor of topics that have none of their own; nil takes the record's timestamp.
 	Extract func(in *Input, key, value any, partitionTime int64) (int64, bool)
 }
@@ -378,7 +381,7 @@ func (c *Chain) LeftOut(e *StepError) {
 		c.DeadLetter(e.Failure, true)
 	}
 	c.tell(e.Failure, e.Action == DeadLetter)
-	c.Dropped(e.Failure.Operator, e.Failure.Class.reason())
+	c.Dropped(e.Failure.Operator, reasonOf(e.Failure.Class, e.Failure.Err))
 }
 
 // CommitRequested tells whether a processor asked for a commit since the last call.
@@ -439,6 +442,7 @@ const (
 	DropLate         = "late"
 	DropExpired      = "expired"
 	DropTimestamp    = "invalid-timestamp"
+	DropFuture       = "future-timestamp"
 	DropDecode       = "decode-error"
 	DropProcessing   = "processing-error"
 	DropPunctuation  = "punctuation-error"

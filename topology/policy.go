@@ -25,9 +25,18 @@ func (c Class) String() string {
 	return [...]string{"decode", "processing", "punctuation", "encode", "send"}[c]
 }
 
-func (c Class) reason() string {
+// reasonOf returns what a record that is left out because of a failure is counted as.
+func reasonOf(c Class, err error) string {
+	if errors.Is(err, ErrFuture) {
+		return DropFuture
+	}
 	return [...]string{DropDecode, DropProcessing, DropPunctuation, DropEncode, DropSend}[c]
 }
+
+// ErrFuture reports that the timestamp of an input record lies further ahead of the clock than the application allows. It is a
+// [DecodeError] of the source, whose policy says what becomes of the record: one that was let in would close the windows of
+// all others.
+var ErrFuture = errors.New("timestamp too far in the future")
 
 // Origin is where an input record came from.
 type Origin struct {
@@ -146,7 +155,7 @@ func (c *Chain) failed(n *node, class Class, cause error) error {
 		fallthrough
 	case SkipNode:
 		c.tell(f, ours || action == DeadLetterNode)
-		return c.dropped(n, class.reason())
+		return c.dropped(n, reasonOf(class, cause))
 	default:
 		return &StepError{f, action, nil}
 	}
@@ -289,7 +298,7 @@ func (c *Chain) catch(n *node, err *error) {
 }
 
 // DeadLetter writes the input record of a failure to the dead letter topic, with headers that say why (KIP-1034), and ours
-// if they are asked for. A value, or a key, that the topic would not take is left out: its coordinates say where it is.
+// if they are asked for. A value, a key, or headers, that the topic would not take are left out: the coordinates say where they are.
 func (c *Chain) DeadLetter(f Failure, ours bool) {
 	if c.DeadLetters == "" {
 		return
@@ -315,7 +324,22 @@ func (c *Chain) DeadLetter(f Failure, ours bool) {
 	if c.fits(&out) != nil {
 		out.Key, out.Headers = nil, out.Headers.With(HeaderLeftOut, "key")
 	}
+	if c.fits(&out) != nil {
+		out.Headers = shortened(out.Headers, f.Headers.Len()).With(HeaderLeftOut, "headers")
+	}
 	c.out.Records = append(c.out.Records, out)
+}
+
+// shortened returns headers without the first n, those of the record, and the others of at most a thousand bytes each: what an
+// error says may be as long as the record.
+func shortened(all Headers, n int) (out Headers) {
+	const most = 1000
+	for h := range all.All() {
+		if n--; n < 0 {
+			out = out.WithBytes(h.Key, h.Value[:min(len(h.Value), most):min(len(h.Value), most)])
+		}
+	}
+	return out
 }
 
 // The headers of dead letters beside those of KIP-1034. They are there with [DeadLetter], not with [DeadLetterNode].
@@ -324,7 +348,8 @@ const (
 	HeaderClass        = "eddyline.errors.class"         // a [Class]
 	HeaderAttempt      = "eddyline.errors.attempt"       // how often it was tried
 	HeaderFirstFailure = "eddyline.errors.first.failure" // milliseconds since 1970
-	// HeaderLeftOut tells that the dead letter topic would not have taken the record: "value", or once more "key".
+	// HeaderLeftOut tells that the dead letter topic would not have taken the record: "value", once more "key", and once more
+	// "headers", those of the record.
 	HeaderLeftOut = "eddyline.errors.left.out"
 )
 

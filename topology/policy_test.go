@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -177,3 +178,87 @@ func TestSampledLog(t *testing.T) {
 		t.Errorf("logged %d lines, want 3, the later ones with what they hide:\n%s", len(lines), logged.String())
 	}
 }
+
+// TestDeadLetterHeaders has a record whose headers are too large for the dead letter topic: what says where it came from is
+// there all the same.
+func TestDeadLetterHeaders(t *testing.T) {
+	b := topology.New()
+	b.Stream(texts.Rename("in")).TryForEach(func(_ context.Context, _, v string) error { return errors.New(v) },
+		topology.OnError(topology.DeadLetter))
+	d := testkit.New(t, b, testkit.DeadLetterTopic("dead"), testkit.MaxMessageBytes(4000))
+	d.Input(texts.Rename("in")).SendBytesAt(0, []byte("k"), bytes.Repeat([]byte("v"), 3900), serde.Header{Key: "h", Value: make([]byte, 3900)})
+	letters := d.DeadLetters()
+	if len(letters) != 1 {
+		t.Fatalf("%d dead letters, want 1", len(letters))
+	}
+	l := letters[0]
+	if _, ok := l.Headers.Get("h"); ok || l.Key != nil || l.Value != nil {
+		t.Error("the dead letter has what the topic does not take")
+	}
+	what, _ := l.Headers.Get(topology.HeaderLeftOut)
+	topic, _ := l.Headers.Get("__streams.errors.topic")
+	if said, _ := l.Headers.Get("__streams.errors.message"); what != "headers" || topic != "in" || len(said) != 1000 {
+		t.Errorf("left out %q, of topic %q, with %d bytes of what was said", what, topic, len(said))
+	}
+}
+
+// TestMostAhead has a record of the next year among others: without a bound it closes every window, with one it is left out,
+// counted, and a dead letter, or it stops the task.
+func TestMostAhead(t *testing.T) {
+	counting := func() *topology.Builder {
+		b := topology.New()
+		b.Stream(texts.Rename("in")).GroupByKey().WindowedBy(topology.Tumbling{Size: time.Minute}).Count().As("counts")
+		return b
+	}
+	feed := func(d *testkit.Driver) {
+		in := d.Input(texts.Rename("in"))
+		in.SendAt(0, "k", "v")
+		in.SendAt(365*24*time.Hour, "k", "the future")
+		in.SendAt(time.Second, "k", "v")
+		in.SendAt(time.Hour, "k", "v")
+	}
+	t.Run("any time", func(t *testing.T) {
+		d := testkit.New(t, counting())
+		feed(d)
+		if n := d.Dropped(topology.DropLate); n != 2 || d.Dropped() != 2 {
+			t.Errorf("%d records are late, %d dropped, want 2", n, d.Dropped())
+		}
+	})
+	t.Run("an hour", func(t *testing.T) {
+		d := testkit.New(t, counting(), testkit.MostAhead(time.Hour), testkit.OnError(topology.DecodeError, topology.DeadLetter),
+			testkit.DeadLetterTopic("dead"))
+		feed(d)
+		if n := d.Dropped(topology.DropFuture); n != 1 || d.Dropped() != 1 {
+			t.Errorf("%d records are of the future, %d dropped, want 1", n, d.Dropped())
+		}
+		if l := d.DeadLetters(); len(l) != 1 || string(l[0].Value) != "the future" {
+			t.Errorf("dead letters %v", l)
+		}
+	})
+	t.Run("no policy", func(t *testing.T) {
+		stopped := &stops{TB: t}
+		d := testkit.New(stopped, counting(), testkit.MostAhead(time.Hour))
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			feed(d)
+		}()
+		<-ended
+		if !strings.Contains(stopped.said, "in/0@1") || !strings.Contains(stopped.said, "timestamp too far in the future") {
+			t.Errorf("the task says %q", stopped.said)
+		}
+	})
+}
+
+// stops is a test that is to fail: it keeps what is said, and goes no further.
+type stops struct {
+	testing.TB
+	said string
+}
+
+func (s *stops) Fatalf(format string, args ...any) {
+	s.said = fmt.Sprintf(format, args...)
+	runtime.Goexit()
+}
+
+func (s *stops) Fatal(args ...any) { s.Fatalf("%s", fmt.Sprint(args...)) }

@@ -82,6 +82,10 @@ func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 					if r.ts < 0 {
 						return 0, false, c.dropped(n, DropTimestamp)
 					}
+					if c.MostAhead > 0 && r.ts > c.now+c.MostAhead && c.g.topics[from.Topic] == nil {
+						return 0, false, c.failed(n, DecodeError, fmt.Errorf("%w: %v, %v ahead of this machine's clock", ErrFuture,
+							msTime(r.ts), time.Duration(r.ts-c.now)*time.Millisecond))
+					}
 					return r.ts, true, nil
 				},
 				Shift: func() { r, in = head, headIn },

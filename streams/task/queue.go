@@ -35,7 +35,7 @@ func (q *queue) empty() bool { return !q.ready }
 // add appends records, and keeps the slice until they are processed.
 func (q *queue) add(records []topology.Input) {
 	for i := range records {
-		q.bytes += size(&records[i])
+		q.bytes += Size(&records[i])
 	}
 	q.more = append(q.more, records)
 }
@@ -53,10 +53,19 @@ func (q *queue) left() bool {
 	return true
 }
 
-func size(in *topology.Input) int { return len(in.Key) + len(in.Value) + recordOverhead }
+// Size returns how much memory a queued record takes, about.
+func Size(in *topology.Input) int {
+	n := len(in.Key) + len(in.Value) + recordOverhead
+	for h := range in.Headers.All() {
+		n += len(h.Key) + len(h.Value) + headerOverhead
+	}
+	return n
+}
 
-// recordOverhead is what a queued record costs beside its bytes.
-const recordOverhead = 120
+const (
+	recordOverhead = 120 // of a record, beside its bytes
+	headerOverhead = 40  // and of each of its headers
+)
 
 // lead decodes records until one is at the head, or none is left. Those that cannot be processed are left out: the
 // topology counted them.
@@ -83,7 +92,7 @@ func (q *queue) lead() error {
 func (q *queue) drop() {
 	in := &q.records[q.at]
 	q.next, q.epoch, q.moved = in.Offset+1, in.LeaderEpoch, true
-	q.bytes -= size(in)
+	q.bytes -= Size(in)
 	q.at++
 }
 
