@@ -40,6 +40,7 @@ type SourceTopic struct {
 	Pattern  *regexp.Regexp // nil for a name
 	Internal bool           // a repartition topic, which Eddyline creates
 	Start    Start
+	Priority int    // larger ones first
 	Retries  string // the store of the records that wait to be tried again, "" for none
 	node     *node
 }
@@ -66,6 +67,7 @@ type node struct {
 	topics    []string // source: what it reads
 	pattern   *regexp.Regexp
 	start     Start
+	priority  int
 	topic     string // sink: what it writes, or "" where a function says
 	extractor bool   // sink: a function names the topic
 	stores    []string
@@ -200,10 +202,10 @@ func (s *Subtopology) add(g *Graph, n *node) {
 	case n.kind == sinkNode && !n.extractor && !slices.Contains(s.Sinks, n.topic):
 		s.Sinks = append(s.Sinks, n.topic)
 	case n.kind == sourceNode && n.pattern != nil:
-		s.Sources = append(s.Sources, SourceTopic{Pattern: n.pattern, Start: n.start, Retries: n.retryStore(), node: n})
+		s.Sources = append(s.Sources, SourceTopic{Pattern: n.pattern, Start: n.start, Priority: n.priority, Retries: n.retryStore(), node: n})
 	case n.kind == sourceNode:
 		for _, t := range n.topics {
-			s.Sources = append(s.Sources, SourceTopic{Name: t, Internal: g.topics[t] != nil, Start: n.start, Retries: n.retryStore(), node: n})
+			s.Sources = append(s.Sources, SourceTopic{Name: t, Internal: g.topics[t] != nil, Start: n.start, Priority: n.priority, Retries: n.retryStore(), node: n})
 		}
 	}
 }

@@ -31,12 +31,13 @@ type repartition struct {
 
 // sourceInfo is a vertex that reads topics.
 type sourceInfo struct {
-	topics  []string
-	pattern string
-	types   string // of key and value, and their serdes: equal for sources that can be one
-	start   Start
-	table   bool
-	reuse   bool // its topic is the changelog of its store
+	topics   []string
+	pattern  string
+	types    string // of key and value, and their serdes: equal for sources that can be one
+	start    Start
+	priority int
+	table    bool
+	reuse    bool // its topic is the changelog of its store
 }
 
 // mergeSources makes one source of those that read the same topics.
@@ -62,6 +63,8 @@ func (x *build) mergeSources() {
 				x.fault("two streams read topic %q, each with other topics beside it; read the same topics in both", k)
 			case m.source.start != v.source.start:
 				x.fault("two streams read topic %q from different starting points; give them the same StartAt", k)
+			case m.source.priority != v.source.priority:
+				x.fault("two streams read topic %q with different priorities; give them the same Priority", k)
 			case m.source.types != v.source.types:
 				x.fault("two streams read topic %q with different types or serdes (%s and %s); use one Topic value for both", k, m.source.types, v.source.types)
 			default:

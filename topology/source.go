@@ -37,7 +37,7 @@ func (b *Builder) Streams[K, V any](t Topics[K, V], o ...Option) Stream[K, V] {
 		need(x, t.topic.keys, fmt.Sprintf("the keys of topic %q", t.topic.name))
 		need(x, t.topic.values, fmt.Sprintf("the values of topic %q", t.topic.name))
 		v.write = func(v *vertex) {
-			x.addSource(name, t.names, t.pattern, t.topic.start, opts.policy, linkSource(t.topic))
+			x.addSource(name, t.names, t.pattern, t.topic.start, opts.policy, linkSource(t.topic)).priority = t.topic.priority
 		}
 		x.connect(v, x.root)
 		x.streams[s.ref] = &streamInfo{name: name, v: v, sources: []string{name}}
@@ -46,7 +46,7 @@ func (b *Builder) Streams[K, V any](t Topics[K, V], o ...Option) Stream[K, V] {
 }
 
 func sourceOf[K, V any](t Topics[K, V]) *sourceInfo {
-	s := &sourceInfo{topics: t.names, start: t.topic.start, types: fmt.Sprintf("%T with %#v and %#v", t.topic, t.topic.keys, t.topic.values)}
+	s := &sourceInfo{topics: t.names, start: t.topic.start, priority: t.topic.priority, types: fmt.Sprintf("%T with %#v and %#v", t.topic, t.topic.keys, t.topic.values)}
 	if t.pattern != nil {
 		s.pattern = t.pattern.String()
 	}

@@ -207,7 +207,7 @@ func (b *Builder) Table[K, V any](topic Topic[K, V], o ...Option) Table[K, V] {
 		v := &vertex{name: info.name, source: sourceOf(Topics[K, V]{topic: topic, names: []string{topic.name}}), versioned: info.spec.version()}
 		v.source.table = true
 		v.write = func(v *vertex) {
-			x.addSource(sourceName, []string{topic.name}, nil, topic.start, opts.policy, linkSource(topic))
+			x.addSource(sourceName, []string{topic.name}, nil, topic.start, opts.policy, linkSource(topic)).priority = topic.priority
 			x.addTableNode(info, []string{sourceName}, opts.policy, linkTableSource(t, info, topic.keys, topic.values))
 			if v.source.reuse && info.kept {
 				info.spec.Logged, info.spec.Source = false, topic.name

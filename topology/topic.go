@@ -15,6 +15,7 @@ type Topic[K, V any] struct {
 	values     serde.Serde[V]
 	partitions int
 	start      Start
+	priority   int
 	extract    func(r Record[K, V], partitionTime time.Time) (time.Time, bool)
 	partition  func(key Maybe[K], value Maybe[V], n int) ([]int, bool)
 	byKey      Partitioner // nil: Murmur2
@@ -71,6 +72,18 @@ func (s Start) Ago() (time.Duration, bool) { return s.ago, s.kind == since }
 
 // StartAt sets where a new consumer group begins. Default [Earliest].
 func (t Topic[K, V]) StartAt(s Start) Topic[K, V] { t.start = s; return t }
+
+// Priority has records of this topic processed before those of topics with a smaller one, whatever their timestamps, in each
+// task that reads both: where they are merged, joined or kept in one store, for the same partition number. A record of a
+// smaller priority waits until the broker has none of a larger one left. Between topics of the same priority, and in each
+// partition, the order is that of ever. Default: 0.
+//
+// It is what a queue with priorities is for messages that are there together, except that a topic is one priority: a
+// partition is read and committed in its order, so a record cannot overtake one before it. Write each priority to a topic of
+// its own; as with such a queue, a key keeps its order only within a priority, and nothing of a smaller one is processed
+// while there is always more of a larger. The larger priority moves stream time: windows over both need grace for as long as
+// the others may wait.
+func (t Topic[K, V]) Priority(p int) Topic[K, V] { t.priority = p; return t }
 
 // TimestampFrom takes each record's event time from its value instead of the record's timestamp. A tombstone keeps the
 // record's. A time before 1970 drops the record.

@@ -105,13 +105,20 @@ func (q *queue) poll() error {
 	return q.lead()
 }
 
-// heads is a heap of the queues that have a head, by its timestamp. Which of equal ones comes first is the heap's choice.
+// heads is a heap of the queues that have a head, by priority, then by its timestamp. Which of equal ones comes first is the
+// heap's choice.
 type heads []*queue
 
-func (h heads) Len() int           { return len(h) }
-func (h heads) Less(i, j int) bool { return h[i].ts < h[j].ts }
-func (h heads) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *heads) Push(x any)        { *h = append(*h, x.(*queue)) }
+func (h heads) Len() int      { return len(h) }
+func (h heads) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *heads) Push(x any)   { *h = append(*h, x.(*queue)) }
+
+func (h heads) Less(i, j int) bool {
+	if a, b := h[i].source.Priority, h[j].source.Priority; a != b {
+		return a > b
+	}
+	return h[i].ts < h[j].ts
+}
 
 func (h *heads) Pop() any {
 	old := *h

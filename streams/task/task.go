@@ -158,17 +158,22 @@ func (t *Task) Position(p Partition, next int64, reached bool) {
 }
 
 // Ready tells whether a record can be processed without risk of one with a smaller timestamp coming after it from
-// another input: every input has a record, or is known to have none on the broker (max.task.idle.ms 0, KIP-695).
+// another input: every input has a record, or is known to have none on the broker (max.task.idle.ms 0, KIP-695). Inputs of
+// a smaller priority than the record's are not waited for.
 func (t *Task) Ready() bool {
 	if len(t.ready) == len(t.order) {
 		return len(t.ready) > 0
 	}
+	if len(t.ready) == 0 {
+		return false
+	}
+	first := t.ready[0].source.Priority
 	for _, q := range t.order {
-		if q.empty() && !q.reached {
+		if q.empty() && !q.reached && q.source.Priority >= first {
 			return false
 		}
 	}
-	return len(t.ready) > 0
+	return true
 }
 
 // Queued tells whether a record waits, ready or not.
@@ -177,7 +182,7 @@ func (t *Task) Queued() bool { return len(t.ready) > 0 }
 // QueuedBytes returns what the queue of an input partition holds.
 func (t *Task) QueuedBytes(p Partition) int { return t.inputs[p].bytes }
 
-// Process runs the record with the smallest timestamp, and the punctuations that it makes due. It returns false if there
+// Process runs the record with the smallest timestamp, of those with the largest priority, and the punctuations that it makes due. It returns false if there
 // is none. An error is the end of the task: it must be closed without committing what came since the last seal.
 func (t *Task) Process() (bool, error) {
 	if t.failed != nil {
