@@ -87,8 +87,9 @@ func (c *cluster) leader(p topicPartition) leader {
 	return t.leaders[p.partition]
 }
 
-// refresh asks again about the topics that are known, unless that was done just now.
-func (c *cluster) refresh(ctx context.Context) error {
+// refresh asks again about the topics that are known, and about others that somebody needs, unless that was done just now. A
+// topic that is gone is not known any more: only who needs it has it asked for again.
+func (c *cluster) refresh(ctx context.Context, needed ...string) error {
 	c.mu.Lock()
 	if time.Since(c.asked) < leastRefresh {
 		c.mu.Unlock()
@@ -96,7 +97,8 @@ func (c *cluster) refresh(ctx context.Context) error {
 	}
 	c.asked = time.Now()
 	c.mu.Unlock()
-	names := slices.Collect(maps.Keys(*c.topics.Load()))
+	known := *c.topics.Load()
+	names := slices.AppendSeq(slices.DeleteFunc(needed, func(n string) bool { return known[n] != nil }), maps.Keys(known))
 	if len(names) == 0 {
 		return nil
 	}

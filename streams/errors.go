@@ -3,6 +3,8 @@ package streams
 import (
 	"errors"
 	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kerr"
 )
 
 // ErrRunTwice reports that [App.Run] was called a second time. An App lives once: make another one with [New].
@@ -44,6 +46,36 @@ var ErrNotReady = errors.New("not ready: it is being restored, or moved to anoth
 
 // ErrNoStore reports a query of a store that the topology does not have, or that an operator keeps for itself.
 var ErrNoStore = errors.New("the topology has no store of that name that can be queried")
+
+// ErrOldBroker reports that the brokers lack something that the application needs. Upgrade them, or choose the guarantee or
+// group protocol that they know.
+var ErrOldBroker = errors.New("the brokers are too old")
+
+// brokerRemedies say what to do about answers of brokers after which the same request is of no use.
+var brokerRemedies = map[int16]string{
+	kerr.TopicAuthorizationFailed.Code:           "grant the application's principal what it does on the topic: docs/security.md lists it",
+	kerr.GroupAuthorizationFailed.Code:           "grant the application's principal read access to the group, which is named as the application id",
+	kerr.TransactionalIDAuthorizationFailed.Code: "grant the application's principal write and describe access to transactional ids that begin with the application id",
+	kerr.ClusterAuthorizationFailed.Code:         "grant the application's principal idempotent write access to the cluster",
+	kerr.UnknownTopicOrPartition.Code:            "the topic does not exist any more: create it, and start again",
+	kerr.UnknownTopicID.Code:                     "the topic does not exist any more: create it, and start again",
+	kerr.MessageTooLarge.Code: "the topic takes less than when the application started: raise its max.message.bytes, or start again, so that the operator's " +
+		"policy decides about such records",
+	kerr.RecordListTooLarge.Code:     "raise the topic's segment.bytes",
+	kerr.InvalidTimestamp.Code:       "the topic refuses the record's timestamp: see its message.timestamp.before.max.ms and message.timestamp.after.max.ms",
+	kerr.PolicyViolation.Code:        "a policy of the brokers refuses it: ask who runs them",
+	kerr.InvalidRecord.Code:          "the broker refuses the record: a compacted topic takes none without a key",
+	kerr.OffsetMetadataTooLarge.Code: "raise the brokers' offset.metadata.max.bytes to 4096, their default",
+	kerr.UnsupportedVersion.Code:     "upgrade the brokers",
+}
+
+// withRemedy adds to the error of a broker what to do about it.
+func withRemedy(err error) error {
+	if remedy := brokerRemedies[codeOf(err)]; remedy != "" {
+		return fmt.Errorf("%w: %s", err, remedy)
+	}
+	return err
+}
 
 // missingOutput says that an output topic does not exist.
 func missingOutput(topic string) error {

@@ -336,7 +336,7 @@ func (a *App) broken(w *worker, r *running, f fetched) {
 		if errors.Is(f.err, kerr.UnknownTopicID) || errors.Is(f.err, kerr.InconsistentTopicID) {
 			f.err = fmt.Errorf("%w: stop the application, reset it and start it again (%w)", ErrRecreated, f.err)
 		}
-		w.fail(r, fmt.Errorf("task %v: %w", r.id, f.err))
+		w.fail(r, fmt.Errorf("task %v: %w", r.id, withRemedy(f.err)))
 		return
 	}
 	p, in := f.feed.topicPartition, r.inputs[f.feed]

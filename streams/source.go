@@ -177,36 +177,37 @@ func (f *fetcher) findHomes() {
 	l := f.loops[-1]
 	f.mu.Unlock()
 	for {
-		wait := f.homeless()
+		lost, wait := f.homeless()
 		select {
 		case <-f.ctx.Done():
 			return
 		case <-l.bell:
 		case <-wait:
 		}
-		f.cluster.refresh(f.ctx) // on failure the feeds stay without a home, and it is tried again
+		f.cluster.refresh(f.ctx, lost...) // on failure the feeds stay without a home, and it is tried again
 	}
 }
 
-// homeless tries to find homes for the feeds without one, and returns when to try again.
-func (f *fetcher) homeless() <-chan time.Time {
+// homeless tries to find homes for the feeds without one, and returns the topics of those that are left, and when to try again.
+func (f *fetcher) homeless() (topics []string, retry <-chan time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	left := false
 	for _, d := range f.feeds {
 		if d.node < 0 {
 			d.node = f.cluster.leader(d.topicPartition).node
 		}
 		if d.node < 0 {
-			left = true
+			if !slices.Contains(topics, d.topicPartition.topic) {
+				topics = append(topics, d.topicPartition.topic)
+			}
 		} else {
 			f.wake(d.node)
 		}
 	}
-	if !left {
-		return nil
+	if len(topics) == 0 {
+		return nil, nil
 	}
-	return time.After(metadataMinAge)
+	return topics, time.After(metadataMinAge)
 }
 
 // fetchLoop sends one request after the other to a broker.

@@ -11,7 +11,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/topology"
@@ -57,9 +59,36 @@ func (a *App) connect(ctx context.Context) error {
 		return fmt.Errorf("connect to %v within %v: %w: check the addresses, the network, TLS and SASL (%w)",
 			a.config.Brokers, a.config.ConnectTimeout, ErrUnreachable, err)
 	}
+	if err := a.checkBrokers(ctx); err != nil {
+		return err
+	}
 	a.cluster = newCluster(a.admin, a.config.ApplicationID)
 	a.limits = newLimits(a.admin, a.config.TransactionTimeout, a.log)
 	a.fencer = &fencer{client: a.admin, application: a.config.ApplicationID, timeout: a.config.TransactionTimeout}
+	return nil
+}
+
+// checkBrokers refuses brokers that lack what is promised with them: before Kafka 2.5 a transaction takes offsets from
+// an instance that the group has given up already (KIP-447).
+func (a *App) checkBrokers(ctx context.Context) error {
+	if a.config.Guarantee != ExactlyOnce {
+		return nil
+	}
+	const fencing = 3 // the version of TxnOffsetCommit with the member and its generation
+	resp, err := patiently(ctx, a, "ask for the brokers' versions", func(ctx context.Context) (*kmsg.ApiVersionsResponse, error) {
+		return kmsg.NewPtrApiVersionsRequest().RequestWith(ctx, a.admin)
+	})
+	if err == nil {
+		err = kerr.ErrorForCode(resp.ErrorCode)
+	}
+	if err != nil {
+		return fmt.Errorf("ask for the brokers' versions: %w", err)
+	}
+	if !slices.ContainsFunc(resp.ApiKeys, func(k kmsg.ApiVersionsResponseApiKey) bool {
+		return k.ApiKey == int16(kmsg.TxnOffsetCommit) && k.MaxVersion >= fencing
+	}) {
+		return fmt.Errorf("%w for ExactlyOnce, which needs Kafka 2.5: upgrade them, or choose AtLeastOnce", ErrOldBroker)
+	}
 	return nil
 }
 

@@ -63,7 +63,8 @@ func (a *App) replan(ctx context.Context) (*topology.Plan, error) {
 	}
 	plan, err := a.graph.Plan(counts, a.planOptions())
 	if missing, ok := errors.AsType[*topology.MissingTopicsError](err); ok {
-		a.log.Warn("input topics are gone: the application waits for them", "topics", missing.Topics)
+		a.log.Warn("input topics are gone: the application waits for them; if they were deleted for good, stop it, and if they are "+
+			"created again, reset it", "topics", missing.Topics)
 		return nil, nil
 	}
 	if err != nil || maps.EqualFunc(tasksOf(plan), a.plan(), alike) {

@@ -21,6 +21,7 @@ import (
 type bubble struct {
 	t       *testing.T
 	network *kfake.VirtualNetwork
+	cluster *kfake.Cluster
 	brokers []string
 	admin   *kadm.Client
 	client  *kgo.Client
@@ -35,7 +36,7 @@ func inBubble(t *testing.T, test func(b *bubble), topics ...string) {
 			t.Fatal(err)
 		}
 		defer cluster.Close()
-		b.brokers = cluster.ListenAddrs()
+		b.brokers, b.cluster = cluster.ListenAddrs(), cluster
 		b.client, err = kgo.NewClient(kgo.SeedBrokers(b.brokers...), kgo.Dialer(b.network.DialContext), kgo.MetadataMinAge(metadataMinAge),
 			kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ConsumeTopics("out"), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
 		if err != nil {

@@ -477,7 +477,7 @@ func (w *worker) rebuild(e effect) {
 	w.log.Warn("a commit was given up: its work is done again", "why", e.err, "verdict", e.verdict.String(), "doubt", e.tail)
 	w.meter.aborted.Add(1)
 	if e.verdict == hopeless {
-		w.app.fail(fmt.Errorf("commit: %w", e.err))
+		w.app.fail(fmt.Errorf("commit: %w", withRemedy(e.err)))
 	}
 	for _, r := range again {
 		if !r.gone {
