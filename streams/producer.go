@@ -172,7 +172,9 @@ func (c *producer) start() error {
 	}
 	switch c.slot {
 	case slotPlain:
-		return nil
+		// A client that has records and no id yet asks for one again and again, without a pause while no broker is reached.
+		_, _, err := c.client.ProducerID(c.ctx)
+		return err
 	case slotOffsets:
 		id, err := initProducer(c.ctx, c.client, c.id, c.cfg.timeout)
 		c.current = id

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -475,6 +476,18 @@ func TestProducersPlain(t *testing.T) {
 		}
 		b.wantCommitted(b.out, 100)
 		b.wantOffset(1)
+	})
+}
+
+// A start without a broker fails, and is tried again after a pause. Were the id asked for when there are records, the
+// client would do so without one.
+func TestProducersPlainWithoutBroker(t *testing.T) {
+	onBrokers(t, func(b *bench) {
+		refused := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+		b.producers = b.newProducers(uuid.NewString(), kgo.Dialer(func(context.Context, string, string) (net.Conn, error) { return nil, refused }))
+		if a := b.ask(effect{do: doStart, slot: slotPlain}); !errors.Is(a.err, syscall.ECONNREFUSED) {
+			b.Errorf("start: %v, want %v", a.err, refused)
+		}
 	})
 }
 
