@@ -63,7 +63,7 @@ func (r *restorer) task(ctx context.Context, id task.ID, plan *topology.PlannedT
 	}
 	var stores []*taskStore
 	for _, spec := range plan.Sub.Stores {
-		st, err := r.open(id, spec)
+		st, err := r.open(ctx, id, spec)
 		if err != nil {
 			return nil, err
 		}
@@ -80,9 +80,15 @@ func (r *restorer) task(ctx context.Context, id task.ID, plan *topology.PlannedT
 	return stores, nil
 }
 
-// open opens the span of a store.
-func (r *restorer) open(id task.ID, spec *topology.StoreSpec) (*taskStore, error) {
+// open opens the span of a store. To make one takes room on the disk, which is waited for.
+func (r *restorer) open(ctx context.Context, id task.ID, spec *topology.StoreSpec) (*taskStore, error) {
 	space, err := r.app.storage.spaces(spec).Open(id.String(), spec.Name, task.LayoutOf(spec))
+	for errors.Is(err, state.ErrFull) {
+		if err := pause(ctx, fullDiskWait); err != nil {
+			return nil, err
+		}
+		space, err = r.app.storage.spaces(spec).Open(id.String(), spec.Name, task.LayoutOf(spec))
+	}
 	if err != nil {
 		return nil, err
 	}
