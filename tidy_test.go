@@ -68,7 +68,7 @@ var table = map[string]rule{
 		ours:   []string{"serde", "state", "topology", "streams", "streams/assign", "streams/task"},
 		others: []string{"github.com/google/go-cmp"}, // failures print differences
 		only: map[string][]string{ // the cluster, its network and its broker
-			"github.com/twmb/franz-go": {"cluster.go", "cluster_topics.go", "network.go", "markers.go"},
+			"github.com/twmb/franz-go": {"cluster.go", "cluster_topics.go", "network.go", "markers.go", "sim.go", "sim_faults.go", "sim_check.go"},
 		},
 	},
 }

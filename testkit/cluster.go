@@ -113,7 +113,7 @@ func (c *Cluster) open() {
 	c.t.Helper()
 	o := []kfake.Opt{
 		kfake.NumBrokers(1), kfake.Ports(9092), kfake.ListenFn(c.virtual.Listen),
-		kfake.BrokerConfigs(map[string]string{"group.initial.rebalance.delay.ms": "0"}),
+		kfake.BrokerConfigs(map[string]string{"group.initial.rebalance.delay.ms": "0", "group.min.session.timeout.ms": "1"}),
 	}
 	for topic, n := range c.partitions() {
 		o = append(o, kfake.SeedTopics(int32(n), topic))
@@ -552,6 +552,7 @@ func (i *Instance) Pause() {
 	defer unlock()
 	if l != nil {
 		i.c.tell("%s: pause", i.name)
+		i.c.reach("pause")
 		l.app.Pause()
 		l.fs.Freeze()
 		l.line.hold()
@@ -577,6 +578,7 @@ func (i *Instance) Isolate() {
 	defer unlock()
 	if l != nil {
 		i.c.tell("%s: isolate", i.name)
+		i.c.reach("isolate")
 		l.line.hold()
 	}
 }

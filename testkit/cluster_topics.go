@@ -101,12 +101,15 @@ type ClusterInput[K, V any] struct {
 	topic  topology.Topic[K, V]
 	keys   serde.Serde[K]
 	values serde.Serde[V]
+	sent   func(*kgo.Record) // called with each record that the broker has; nil: nobody
 }
 
 // Input returns the input of a topic.
 func (c *Cluster) Input[K, V any](t topology.Topic[K, V]) ClusterInput[K, V] {
 	c.t.Helper()
-	return ClusterInput[K, V]{c, t, serdeFor(c.t, c.graph, t.Keys(), t.Name(), true), serdeFor(c.t, c.graph, t.Values(), t.Name(), false)}
+	return ClusterInput[K, V]{
+		c: c, topic: t, keys: serdeFor(c.t, c.graph, t.Keys(), t.Name(), true), values: serdeFor(c.t, c.graph, t.Values(), t.Name(), false),
+	}
 }
 
 // Send sends a record with the time of the clock, and returns when the broker has it. It goes where the topic's
@@ -120,6 +123,12 @@ func (in ClusterInput[K, V]) Send(key K, value V) {
 func (in ClusterInput[K, V]) SendAt(at time.Duration, key K, value V) {
 	in.c.t.Helper()
 	in.SendRecord(topology.Record[K, V]{Key: key, Value: value, Timestamp: Start.Add(at)})
+}
+
+// Delete sends a tombstone.
+func (in ClusterInput[K, V]) Delete(key K) {
+	in.c.t.Helper()
+	in.SendRecord(topology.Record[K, V]{Key: key, NoValue: true})
 }
 
 // SendRecord sends a record with its headers. The zero time is the clock's.
@@ -150,6 +159,9 @@ func (in ClusterInput[K, V]) SendRecord(r topology.Record[K, V]) {
 		one := record
 		one.Partition = int32(p)
 		in.check(in.c.client.ProduceSync(context.Background(), &one).FirstErr())
+		if in.sent != nil {
+			in.sent(&one)
+		}
 	}
 }
 

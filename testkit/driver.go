@@ -5,6 +5,7 @@
 //   - [Scenarios] runs files of text that say what is sent and what comes out.
 //   - A [Processor] runs one processor alone.
 //   - A [Cluster] runs whole applications, several instances of one, with a broker and with faults, under virtual time.
+//   - [Simulate] has a cluster meet random faults, again and again, and compares what it did with a run without.
 //
 // All of them run the code that an application runs: nothing is imitated but the broker.
 package testkit

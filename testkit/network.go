@@ -200,6 +200,7 @@ func (l *line) dial(ctx context.Context, network, address string) (net.Conn, err
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
+		time.Sleep(time.Millisecond) // else who dials again and again keeps virtual time from passing
 		return nil, errCut
 	}
 	broker, err := l.n.c.virtual.DialContext(ctx, network, address)
@@ -242,8 +243,17 @@ type exchange struct {
 	after   *Faulty
 }
 
+// hangUpAfter is how long the broker has to answer a client that has hung up: it may never answer a request whose sender
+// it has forgotten meanwhile.
+const hangUpAfter = 10 * time.Second
+
 // requests carries requests to the broker until the client hangs up.
 func (w *wire) requests() {
+	defer func() {
+		if err := w.broker.SetReadDeadline(time.Now().Add(hangUpAfter)); err != nil {
+			w.broker.Close()
+		}
+	}()
 	defer close(w.queue)
 	defer w.client.Close()
 	for {
