@@ -64,7 +64,8 @@ type App struct {
 	runs      atomic.Pointer[map[task.ID]bool] // tasks that run; replaced, never changed
 	clients   []*kgo.Client
 	fencing   sync.Mutex
-	workers   []*worker
+	workers   atomic.Pointer[[]*worker] // replaced, never changed
+	resizing  chan struct{}             // has room for one: the number of workers is being changed
 	working   sync.WaitGroup
 	serving   sync.WaitGroup
 
@@ -78,7 +79,11 @@ type App struct {
 	healing  int                // how often state is being healed at the moment
 	renewing bool               // all of it: the database is being opened again
 	stopping bool
-	failure  error // the first that ended the application
+	failure  error               // the first that ended the application
+	ending   error               // the one because of which the group was asked to stop all instances
+	setbacks map[task.ID]setback // of tasks that failed and were opened again
+	leaving  []*worker           // get no tasks any more
+	resized  func()              // called once they are gone
 }
 
 // note is something that the goroutine of Run has to know.
@@ -122,7 +127,7 @@ func New(g *topology.Graph, c Config) (*App, error) {
 		ready: make(chan struct{}), ended: make(chan struct{}), notes: newInbox[note](),
 		tasks: map[task.ID]*owned{}, homes: map[task.ID]*worker{}, look: make(chan struct{}, 1),
 		wanted: map[task.ID]bool{}, standbys: map[task.ID]*standby{}, sick: map[task.ID]uint64{}, moved: make(chan struct{}, 1),
-		shelf: newShelf(),
+		shelf: newShelf(), setbacks: map[task.ID]setback{}, resizing: make(chan struct{}, 1),
 	}
 	a.directory = &directory{ask: func(ctx context.Context) ([]instance, error) { return a.group.instances(ctx) }}
 	a.runs.Store(&map[task.ID]bool{})
@@ -185,7 +190,7 @@ func (resumed) noted(a *App) { a.ring() }
 
 // ring has every worker look around.
 func (a *App) ring() {
-	for _, w := range a.workers {
+	for _, w := range a.crew() {
 		w.inbox.ring()
 	}
 }
@@ -207,21 +212,6 @@ func (a *App) become(s State) {
 	}
 }
 
-// fail ends the application because of err. It may be called from any goroutine.
-func (a *App) fail(err error) { a.notes.put(failing{err}) }
-
-type failing struct{ err error }
-
-func (f failing) noted(a *App) {
-	if a.failure != nil {
-		a.log.Warn("another failure while the application stops", "error", f.err)
-		return
-	}
-	a.failure = f.err
-	a.log.Error("the application stops because of a failure", "error", f.err)
-	a.stop()
-}
-
 // run starts everything, serves until the end, and closes everything.
 func (a *App) run(ctx context.Context) (err error) {
 	a.become(Rebalancing)
@@ -230,7 +220,7 @@ func (a *App) run(ctx context.Context) (err error) {
 	defer end()
 	if err := a.start(ctx); err != nil {
 		a.become(PendingError)
-		for _, w := range a.workers {
+		for _, w := range a.crew() {
 			w.inbox.put(stop{})
 		}
 		if ctx.Err() != nil {
@@ -277,6 +267,7 @@ func (a *App) serve(ctx context.Context) {
 // settle makes the state follow from the tasks.
 func (a *App) settle() {
 	a.noteRuns()
+	a.dismiss()
 	a.keepStandbys()
 	if a.stopping || !a.joined {
 		return
@@ -325,7 +316,7 @@ func (a *App) stop() {
 	} else {
 		a.become(PendingShutdown)
 	}
-	for _, w := range a.workers {
+	for _, w := range slices.Concat(a.crew(), a.leaving) {
 		w.inbox.put(stop{})
 	}
 	for _, o := range a.tasks {
@@ -346,6 +337,9 @@ func (a *App) happened(e groupEvent) {
 	case renamed:
 		a.renamed(e)
 	case failed:
+		if a.ending != nil && errors.Is(e.err, ErrApplicationStopped) {
+			e.err = a.ending // that is why
+		}
 		a.fail(e.err)
 	}
 }
@@ -394,6 +388,7 @@ func (a *App) revoked(e revoked) {
 	for _, id := range e.tasks {
 		a.keepShut(id)
 		if o := a.tasks[id]; o != nil {
+			o.again = 0
 			left++
 			a.giveBack(o, false, done)
 		}
@@ -410,6 +405,7 @@ func (a *App) lost(e lost) {
 	for _, id := range e.tasks {
 		a.keepShut(id)
 		if o := a.tasks[id]; o != nil {
+			o.again = 0
 			a.giveBack(o, true, nil)
 		}
 	}
@@ -484,7 +480,7 @@ func (a *App) home(id task.ID) *worker {
 			counts[o.worker]++ // then those of the same sub-topology, which have alike work
 		}
 	}
-	least := slices.MinFunc(a.workers, func(v, w *worker) int { return counts[v] - counts[w] })
+	least := slices.MinFunc(a.crew(), func(v, w *worker) int { return counts[v] - counts[w] })
 	if w := a.homes[id]; w != nil && counts[w] < counts[least]+1000 {
 		return w
 	}
@@ -492,10 +488,12 @@ func (a *App) home(id task.ID) *worker {
 }
 
 // reopen opens a task, for the first time or after its work was given up.
-func (a *App) reopen(o *owned) {
+func (a *App) reopen(o *owned) { a.reopenAfter(o, 0) }
+
+func (a *App) reopenAfter(o *owned, wait time.Duration) {
 	ctx, cancel := context.WithCancel(a.life)
 	o.phase, o.cancel = opening, cancel
-	job := &openJob{app: a, ctx: ctx, id: o.id, epoch: o.epoch, worker: o.worker, plan: a.plan()[o.id]}
+	job := &openJob{app: a, ctx: ctx, id: o.id, epoch: o.epoch, worker: o.worker, plan: a.plan()[o.id], wait: wait}
 	if s := a.standbys[o.id]; s != nil {
 		s.cancel()
 		job.standby = s.done

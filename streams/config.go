@@ -204,6 +204,9 @@ type Config struct {
 	Metrics prometheus.Registerer
 	// OnEvent is called with each event, in order, by one goroutine, which waits for it. Default: nil.
 	OnEvent func(Event)
+	// OnUncaught decides what becomes of the application after an error that OnDecodeError and its like do not take, or
+	// take by stopping. It may be called by several goroutines at once. Default: nil, StopInstance.
+	OnUncaught func(error) Reaction
 
 	// Host is what the application takes from the machine that it runs on. Default: the machine itself.
 	Host Host

@@ -285,12 +285,13 @@ const drainLook = 10 * time.Millisecond
 
 // done reports whether all tasks run here, have processed everything before these offsets, and have nothing to commit.
 func (a *App) done(ctx context.Context, ends map[topicPartition]listed) bool {
-	answers := make(chan int, len(a.workers))
-	for _, w := range a.workers {
+	crew := a.crew()
+	answers := make(chan int, len(crew))
+	for _, w := range crew {
 		w.inbox.put(check{ends, answers})
 	}
 	idle := 0
-	for range a.workers {
+	for range crew {
 		select {
 		case n := <-answers:
 			idle += n

@@ -136,12 +136,13 @@ func (s *storage) check() {
 // stamp has all workers note the time in the state of their tasks.
 func (a *App) stamp(ctx context.Context) {
 	now := time.Now()
-	stamped := make(chan struct{}, len(a.workers))
-	for _, w := range a.workers {
+	crew := a.crew()
+	stamped := make(chan struct{}, len(crew))
+	for _, w := range crew {
 		w.inbox.put(stamp{now, func() { stamped <- struct{}{} }})
 	}
 	patience := time.After(time.Second) // a user's function takes its time
-	for range a.workers {
+	for range crew {
 		select {
 		case <-stamped:
 		case <-ctx.Done(): // the workers may have ended

@@ -368,6 +368,13 @@ func (m *metrics) worker(id int) *workerMeter {
 	return w
 }
 
+// gone forgets a worker that has ended.
+func (m *metrics) gone(w *workerMeter) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.workers = slices.DeleteFunc(m.workers, func(o *workerMeter) bool { return o == w })
+}
+
 func (w *workerMeter) opened(r *running) {
 	r.meter = w.m.task(r.id)
 	for _, st := range r.order {

@@ -26,6 +26,7 @@ type openJob struct {
 	plan   *topology.PlannedTask
 	// standby is closed when the standby that the task had here has ended; nil: there is none.
 	standby <-chan struct{}
+	wait    time.Duration // before it begins
 }
 
 const (
@@ -51,6 +52,9 @@ func (j *openJob) run() {
 
 // prepare does what is to be done before the worker can have the task. What fails because brokers do is tried again.
 func (j *openJob) prepare() (*openTask, error) {
+	if err := pause(j.ctx, j.wait); err != nil {
+		return nil, err
+	}
 	clear := make(chan struct{})
 	j.worker.inbox.put(await{func() { close(clear) }})
 	select {
@@ -227,8 +231,7 @@ type openTask struct {
 func (o *openTask) take(w *worker) {
 	r, err := w.link(o)
 	if err != nil {
-		w.app.fail(err)
-		w.app.notes.put(handed{o.id, o.epoch, false})
+		w.app.notes.put(uncaught{err, o.id, o.epoch})
 		return
 	}
 	w.tasks[o.id] = r

@@ -50,6 +50,12 @@ type group interface {
 	// rejoin asks for a rebalance, because something changed that decides who runs what.
 	rejoin(why string)
 
+	// setWorkers replaces the number of workers, by which tasks are shared out, and asks for a rebalance.
+	setWorkers(n int)
+
+	// stopAll asks all members to stop. Each of them, this one included, gets failed with [ErrApplicationStopped].
+	stopAll()
+
 	// instances asks the coordinator who the members are, and what they run.
 	instances(ctx context.Context) ([]instance, error)
 

@@ -40,6 +40,7 @@ type classicGroup struct {
 	offered    bool // warm-ups that caught up were offered since the last assignment
 	probe      *time.Timer
 	fenced     time.Time // when a twin took the identity last
+	stopping   bool      // all instances are to stop
 	failing    bool      // failed was sent
 	ended      bool      // closed
 }
@@ -193,7 +194,7 @@ func (s *groupSession) JoinGroupMetadata(topics []string, _ map[string][]int32, 
 func (g *classicGroup) about() *about {
 	a := &about{
 		identity: g.cfg.identity, endpoint: g.cfg.endpoint, rack: g.cfg.rack, tags: g.cfg.tags, workers: g.cfg.workers,
-		nonce: g.nonce, generation: -1, subs: g.cfg.signatures(),
+		nonce: g.nonce, generation: -1, subs: g.cfg.signatures(), stop: g.stopping,
 	}
 	roles := map[task.ID]role{}
 	for id := range g.lags {
@@ -292,6 +293,10 @@ func (s *groupSession) assigned(_ context.Context, client *kgo.Client, _ map[str
 	g.cfg.logger.Info("assigned by the group", "group", g.cfg.application, "generation", generation,
 		"tasks", len(g.share.active), "new", len(added), "revoked", len(gone),
 		"standby", len(g.share.standby), "warm-up", len(g.share.warmup))
+	if g.share.stop && g.share.echo == s.sent { // and not an old assignment that a static member gets again
+		g.failLocked(fmt.Errorf("group %q: %w", g.cfg.application, ErrApplicationStopped))
+		return
+	}
 	g.scheduleProbe()
 	if g.stale(s, added) {
 		g.again("the assignment was made for an earlier run of this instance")
@@ -536,6 +541,20 @@ func (g *classicGroup) reads(topics []string) {
 		}
 	}
 	g.again("the topics have changed")
+}
+
+func (g *classicGroup) setWorkers(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.cfg.workers = n
+	g.again("the number of workers has changed")
+}
+
+func (g *classicGroup) stopAll() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stopping = true
+	g.again("all instances are to stop")
 }
 
 func (g *classicGroup) rejoin(why string) {

@@ -217,11 +217,12 @@ func (r *round) short() func(assign.TaskID) bool {
 
 // encode completes the shares and writes them out, with the partitions of active tasks for tools. plan may be nil.
 func (r *round) encode(shares []*share, plan *topology.Plan) encoded {
-	workers := 0
+	workers, stop := 0, false
 	var identities []string
 	for _, m := range r.members {
 		if m != nil {
 			workers += m.workers
+			stop = stop || m.stop
 			identities = append(identities, m.identity)
 		}
 	}
@@ -236,7 +237,7 @@ func (r *round) encode(shares []*share, plan *topology.Plan) encoded {
 	hash := r.cfg.topologyHash()
 	var out encoded
 	for i, s := range shares {
-		s.topology, s.members, s.workers = hash, members, workers
+		s.topology, s.members, s.workers, s.stop = hash, members, workers, stop
 		s.echo = hash32(r.raw[i].ProtocolMetadata)
 		given := kmsg.NewSyncGroupRequestGroupAssignment()
 		given.MemberID = r.raw[i].MemberID

@@ -48,6 +48,7 @@ type streamsGroup struct {
 	members   int  // in the group, as far as is known
 	unsaid    bool // what is owned is not what the broker was told last, or it may not have heard
 	status    string
+	stopping  bool // all instances are to stop
 	failing   bool
 	ended     bool
 
@@ -164,6 +165,21 @@ func (g *streamsGroup) reportRuns(map[task.ID]bool) {}
 // reads does nothing: the broker looks at the topics itself.
 func (g *streamsGroup) reads([]string) {}
 
+// setWorkers changes nothing in the group: the broker gives every member as many tasks.
+func (g *streamsGroup) setWorkers(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.cfg.workers = n
+	g.publish()
+}
+
+func (g *streamsGroup) stopAll() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stopping = true
+	g.ring()
+}
+
 func (g *streamsGroup) rejoin(string) { g.ring() }
 
 // ring has a heartbeat sent at once.
@@ -224,7 +240,7 @@ func (g *streamsGroup) beat(ctx context.Context) error {
 func (g *streamsGroup) request() *kmsg.StreamsGroupHeartbeatRequest {
 	req := kmsg.NewPtrStreamsGroupHeartbeatRequest()
 	req.Group, req.MemberID, req.MemberEpoch = g.cfg.application, g.member, g.epoch
-	req.RebalanceTimeoutMillis = -1
+	req.RebalanceTimeoutMillis, req.ShutdownApplication = -1, g.stopping
 	if g.unsaid {
 		req.ActiveTasks, req.StandbyTasks, req.WarmupTasks = byStreamsSub(slices.Collect(maps.Keys(g.ledger.owned))), byStreamsSub(g.standbys), byStreamsSub(nil)
 		req.RebalanceTimeoutMillis = int32(g.cfg.rebalance.Milliseconds())

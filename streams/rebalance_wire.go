@@ -34,6 +34,7 @@ const (
 //	uvarint workers | uvarint nonce | varint generation
 //	uvarint count of sub-topologies, then 4 bytes signature of each
 //	tasks, each with uvarint lag<<4 | has a lag<<3 | short<<2 | role
+//	uvarint 1: all instances are to stop, or 0
 type about struct {
 	identity, endpoint, rack string
 	tags                     map[string]string
@@ -42,6 +43,7 @@ type about struct {
 	generation               int32  // of which the roles are; -1 for none
 	subs                     []uint32
 	held                     []held // sorted
+	stop                     bool   // all instances are to stop
 }
 
 // held is a task that a member has something of.
@@ -67,6 +69,7 @@ const (
 //	4 bytes topology | 4 bytes echo | 4 bytes members
 //	uvarint workers | uvarint probe in seconds
 //	tasks: active, standby, warm-up
+//	uvarint 1: stop, or 0
 type share struct {
 	topology                uint32 // of the leader
 	echo                    uint32 // of what the member said of itself: an old assignment has another
@@ -74,6 +77,7 @@ type share struct {
 	workers                 int    // in the whole group
 	probe                   time.Duration
 	active, standby, warmup []task.ID
+	stop                    bool
 }
 
 func (a *about) encode() []byte {
@@ -94,7 +98,7 @@ func (a *about) encode() []byte {
 	for _, s := range a.subs {
 		b = binary.BigEndian.AppendUint32(b, s)
 	}
-	return appendTasks(b, len(a.held), func(i int) task.ID { return a.held[i].id }, func(b []byte, i int) []byte {
+	b = appendTasks(b, len(a.held), func(i int) task.ID { return a.held[i].id }, func(b []byte, i int) []byte {
 		h := a.held[i]
 		bits := uint64(h.role)
 		if h.short {
@@ -105,6 +109,15 @@ func (a *about) encode() []byte {
 		}
 		return binary.AppendUvarint(b, bits)
 	})
+	return appendStop(b, a.stop)
+}
+
+// appendStop appends whether all are to stop.
+func appendStop(b []byte, stop bool) []byte {
+	if stop {
+		return append(b, 1)
+	}
+	return append(b, 0)
 }
 
 func decodeAbout(b []byte) (*about, error) {
@@ -132,6 +145,7 @@ func decodeAbout(b []byte) (*about, error) {
 		}
 		a.held = append(a.held, h)
 	})
+	a.stop = r.stop()
 	if r.err != nil {
 		return nil, fmt.Errorf("decode what a member says of itself: %w", r.err)
 	}
@@ -148,7 +162,7 @@ func (s *share) encode() []byte {
 	for _, list := range [][]task.ID{s.active, s.standby, s.warmup} {
 		b = appendTasks(b, len(list), func(i int) task.ID { return list[i] }, func(b []byte, _ int) []byte { return b })
 	}
-	return b
+	return appendStop(b, s.stop)
 }
 
 func decodeShare(b []byte) (*share, error) {
@@ -160,6 +174,7 @@ func decodeShare(b []byte) (*share, error) {
 	for _, list := range []*[]task.ID{&s.active, &s.standby, &s.warmup} {
 		r.tasks(func(id task.ID) { *list = append(*list, id) })
 	}
+	s.stop = r.stop()
 	if r.err != nil {
 		return nil, fmt.Errorf("decode the assignment of the group's leader: %w", r.err)
 	}
@@ -239,6 +254,9 @@ func (r *reader) uvarint(limit uint64) uint64 {
 	r.b = r.b[n:]
 	return v
 }
+
+// stop reads what appendStop wrote.
+func (r *reader) stop() bool { return r.uvarint(1) != 0 }
 
 func (r *reader) varint(least, most int64) int64 {
 	v, n := binary.Varint(r.b)

@@ -30,7 +30,7 @@ func drawAbout(t *rapid.T) *about {
 		identity: rapid.StringN(0, 40, 255).Draw(t, "identity"), endpoint: rapid.StringN(0, 40, 255).Draw(t, "endpoint"),
 		rack: rapid.StringN(0, 5, 255).Draw(t, "rack"), workers: rapid.IntRange(0, maxWorkers).Draw(t, "workers"),
 		nonce: rapid.Uint32().Draw(t, "nonce"), generation: rapid.Int32Min(-1).Draw(t, "generation"),
-		subs: rapid.SliceOfN(rapid.Uint32(), 0, 5).Draw(t, "subs"),
+		subs: rapid.SliceOfN(rapid.Uint32(), 0, 5).Draw(t, "subs"), stop: rapid.Bool().Draw(t, "stop"),
 	}
 	if tags := rapid.MapOfN(rapid.StringN(0, 9, 255), rapid.StringN(0, 9, 255), 0, 5).Draw(t, "tags"); len(tags) > 0 {
 		a.tags = tags
@@ -58,6 +58,7 @@ func TestGroupWireRoundTrip(t *testing.T) {
 			topology: rapid.Uint32().Draw(t, "topology"), echo: rapid.Uint32().Draw(t, "echo"), members: rapid.Uint32().Draw(t, "members"),
 			workers: rapid.IntRange(0, 1<<20).Draw(t, "workers"), probe: time.Duration(rapid.IntRange(0, 1000).Draw(t, "probe")) * time.Second,
 			active: drawTasks(t, "active"), standby: drawTasks(t, "standby"), warmup: drawTasks(t, "warmup"),
+			stop: rapid.Bool().Draw(t, "stop"),
 		}
 		if got, err := decodeShare(append(s.encode(), later...)); err != nil || !reflect.DeepEqual(got, s) {
 			t.Fatalf("decodeShare = %+v, %v, want %+v", got, err, s)

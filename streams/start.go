@@ -234,15 +234,22 @@ func (a *App) launch(plan *topology.Plan) {
 	a.serving.Go(func() { a.cluster.run(a.life) })
 	a.serving.Go(func() { a.purger.run(a.life) })
 	a.serving.Go(func() { a.flush(a.life) })
+	var crew []*worker
 	for i := range a.config.Workers {
-		w := newWorker(a, i)
-		w.send = newProducers(producerConfig{
-			application: a.config.ApplicationID, identity: a.storage.dir.Identity(), worker: i,
-			timeout: a.config.TransactionTimeout, patience: a.config.patience(),
-			options: append(a.config.clientOptions(fmt.Sprintf("producer-%d", i)), kgo.ProducerBatchMaxBytesFn(a.limits.batch)),
-		}, func(an answer) { w.inbox.put(answered{an}) })
-		a.workers = append(a.workers, w)
+		crew = append(crew, a.hire(i, a.config.Workers))
 	}
+	a.workers.Store(&crew)
+}
+
+// hire makes one of n workers, with a producer.
+func (a *App) hire(i, n int) *worker {
+	w := newWorker(a, i, n)
+	w.send = newProducers(producerConfig{
+		application: a.config.ApplicationID, identity: a.storage.dir.Identity(), worker: i,
+		timeout: a.config.TransactionTimeout, patience: a.config.patience(),
+		options: append(a.config.clientOptions(fmt.Sprintf("producer-%d", i)), kgo.ProducerBatchMaxBytesFn(a.limits.batch)),
+	}, func(an answer) { w.inbox.put(answered{an}) })
+	return w
 }
 
 // client makes a client of its own, so that what it waits for holds up nobody else. The options were tried before.
@@ -264,8 +271,8 @@ func (a *App) join(ctx context.Context, plan *topology.Plan) error {
 		return err
 	}
 	a.group.reportLag(lags)
-	for _, w := range a.workers {
-		a.working.Go(func() { w.run(a.life) })
+	for _, w := range a.crew() {
+		a.begin(w)
 	}
 	a.serving.Go(func() { a.reportLags(a.life, lags) })
 	a.serving.Go(func() { a.watch(a.life) })
@@ -324,7 +331,7 @@ func (a *App) fence(ctx context.Context) {
 // renamed has the producers follow a new identity.
 func (a *App) renamed(e renamed) {
 	a.log.Warn("another instance has the identity of this one, which takes a new one", "identity", e.identity)
-	for _, w := range a.workers {
+	for _, w := range slices.Concat(a.crew(), a.leaving) {
 		w.inbox.put(rename(e))
 	}
 }
@@ -338,14 +345,14 @@ func (a *App) close(end context.CancelFunc) error {
 		errs = append(errs, fmt.Errorf("tasks %v: %w; what they did since their last commit is done again after the next start",
 			names(sorted(a.tasks)), ErrShutdown))
 	} else {
-		for _, w := range a.workers {
+		for _, w := range slices.Concat(a.crew(), a.leaving) {
 			w.inbox.put(finish{})
 		}
 		waitFor(ctx, a.working.Wait)
 	}
 	end()
 	waitFor(ctx, a.working.Wait)
-	for _, w := range a.workers {
+	for _, w := range slices.Concat(a.crew(), a.leaving) {
 		errs = append(errs, w.send.close(ctx))
 	}
 	a.metrics.reads(nil)

@@ -48,7 +48,9 @@ type worker struct {
 	retryAt  time.Time           // of a slice that could not be written
 	closing  bool                // every task goes
 	finished bool                // and none will come any more
-	traced   string
+	// dismissed tells that it was told so; of the goroutine of App.Run.
+	dismissed bool
+	traced    string
 }
 
 // input is something that happened outside of a worker.
@@ -61,12 +63,17 @@ const (
 	fullDiskWait = 200 * time.Millisecond
 )
 
-func newWorker(a *App, id int) *worker {
+// newWorker returns one of n workers.
+func newWorker(a *App, id, n int) *worker {
+	bound := a.config.memory().burst
+	if n > a.config.Workers {
+		bound = bound * a.config.Workers / n
+	}
 	w := &worker{
 		app: a, id: id, log: a.log.With("worker", id), inbox: newInbox[input](), sink: newSink(a),
 		commit: newCommitter(commitConfig{
 			exactlyOnce: a.config.Guarantee == ExactlyOnce, interval: a.config.CommitInterval,
-			txnTimeout: a.config.TransactionTimeout, session: a.config.SessionTimeout, burstBytes: a.config.memory().burst,
+			txnTimeout: a.config.TransactionTimeout, session: a.config.SessionTimeout, burstBytes: bound,
 		}),
 		tasks: map[task.ID]*running{}, open: new(burst), ahead: map[uint64][]*burst{}, meter: a.metrics.worker(id),
 	}
@@ -630,7 +637,7 @@ func (w *worker) fail(r *running, err error) {
 		w.app.notes.put(reopened{r.id, r.owner.epoch}) // where it is not the task's own state
 		return
 	}
-	w.app.fail(err)
+	w.app.notes.put(uncaught{err, r.id, r.owner.epoch})
 }
 
 // free keeps a burst to be used again. Nobody may hold anything of it.
