@@ -68,6 +68,8 @@ type childConfig struct {
 	Session time.Duration
 	Workers int
 	Die     string // the commit state in which it kills itself, once it got SIGUSR1
+	Dead    string // the dead letter topic of a topology that fails on some records; "": it counts words
+	Mended  bool   // and fails on none any more
 }
 
 const childEnv = "EDDYLINE_TEST_CHILD"
@@ -144,11 +146,17 @@ func (d *deadly) Handle(ctx context.Context, r slog.Record) error {
 }
 
 func (c childConfig) run() error {
-	g, err := wordCount(c.In, c.Out).Build()
+	b, config := wordCount(c.In, c.Out), c.config()
+	if c.Dead != "" {
+		b = poisonable(c.In, c.Out, c.Mended)
+		config.DeadLetterTopic = c.Dead
+		config.OnDecodeError, config.OnProcessError, config.OnEncodeError = topology.DeadLetter, topology.DeadLetter, topology.DeadLetter
+	}
+	g, err := b.Build()
 	if err != nil {
 		return err
 	}
-	a, err := New(g, c.config())
+	a, err := New(g, config)
 	if err != nil {
 		return err
 	}

@@ -23,23 +23,25 @@ import (
 
 // settings are the command line.
 type settings struct {
-	brokers, workload, mode, app, guarantee, profile, dir, conf string
-	topics                                                      topics
-	records, cache                                              int64
-	commitMs, threads                                           int
-	cpuProfile, memProfile                                      string
+	brokers, workload, mode, app, guarantee, profile, dir, conf, dead string
+	topics                                                            topics
+	records, cache                                                    int64
+	commitMs, threads                                                 int
+	cpuProfile, memProfile                                            string
 }
 
 func parse() settings {
 	var s settings
 	flag.StringVar(&s.brokers, "brokers", "127.0.0.1:9092", "`addresses` of brokers")
-	flag.StringVar(&s.workload, "workload", "", "passthrough, wordcount, count, window, stjoin, ssjoin or table")
+	flag.StringVar(&s.workload, "workload", "", "passthrough, wordcount, count, window, stjoin, ssjoin, table or poison")
 	flag.StringVar(&s.mode, "mode", "drain", "drain: process --records records and stop; start, restore: stop once running; "+
 		"serve: run until SIGTERM")
 	flag.StringVar(&s.app, "app-id", "", "application id")
 	flag.StringVar(&s.topics.in, "input", "", "`topic` of the stream")
 	flag.StringVar(&s.topics.in2, "input2", "", "`topic` of the table, or of the right stream")
 	flag.StringVar(&s.topics.out, "output", "", "`topic` of the results")
+	flag.Int64Var(&s.topics.poison, "poison", 0, "of the workload poison: one record in so many fails; 0: none")
+	flag.StringVar(&s.dead, "dead-letters", "", "`topic` of the workload poison for records that fail")
 	flag.Int64Var(&s.records, "records", 0, "records of the first stage that end a drain")
 	flag.StringVar(&s.guarantee, "guarantee", "eos", "alos or eos")
 	flag.IntVar(&s.commitMs, "commit-ms", 0, "commit interval in milliseconds; 0: the default of the guarantee")
@@ -64,7 +66,7 @@ const (
 func (s settings) config() (streams.Config, error) {
 	c := streams.Config{
 		ApplicationID: s.app, Brokers: strings.Split(s.brokers, ","), Workers: s.threads, StateDir: s.dir,
-		CommitInterval: time.Duration(s.commitMs) * time.Millisecond, CacheBytes: s.cache,
+		CommitInterval: time.Duration(s.commitMs) * time.Millisecond, CacheBytes: s.cache, DeadLetterTopic: s.dead,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
 	switch s.guarantee {

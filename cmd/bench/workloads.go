@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -19,7 +21,10 @@ type progress struct {
 }
 
 // topics are the names that a run was given.
-type topics struct{ in, in2, out string }
+type topics struct {
+	in, in2, out string
+	poison       int64 // of the workload poison: one record in so many fails; 0: none
+}
 
 // workloads are the topologies, by name.
 var workloads = map[string]func(b *topology.Builder, t topics, p *progress){
@@ -30,6 +35,7 @@ var workloads = map[string]func(b *topology.Builder, t topics, p *progress){
 	"stjoin":      streamTableJoin,
 	"ssjoin":      streamStreamJoin,
 	"table":       table,
+	"poison":      poison,
 }
 
 // build returns the topology of a workload.
@@ -121,6 +127,24 @@ func streamStreamJoin(b *topology.Builder, t topics, p *progress) {
 
 // begin returns what a join takes of a value.
 func begin(v string) string { return v[:min(50, len(v))] }
+
+// poison counts behind a repartition topic, and sends some records to the dead letter topic. Run it in pairs, with and without
+// --poison: what a record costs that fails is the difference.
+func poison(b *topology.Builder, t topics, p *progress) {
+	b.Stream(text(t.in)).
+		TryMapValues(func(_ context.Context, v string) (string, error) {
+			if n := p.first.Add(1); t.poison > 0 && n%t.poison == 0 {
+				return "", errPoison
+			}
+			return begin(v), nil
+		}, topology.OnError(topology.DeadLetter)).
+		GroupBy(begin).
+		Aggregate(counter(&p.second)).As("counts").
+		ToStream().
+		To(topology.NewTopic(t.out, serde.String, serde.Int64))
+}
+
+var errPoison = errors.New("poison")
 
 // table fills a store with a changelog of its own, and writes nothing else.
 func table(b *topology.Builder, t topics, p *progress) {

@@ -14,7 +14,7 @@ import (
 func on(t *testing.T, workload string) (*testkit.Driver, *progress) {
 	t.Helper()
 	b, p := topology.New(), new(progress)
-	workloads[workload](b, topics{"in", "in2", "out"}, p)
+	workloads[workload](b, topics{in: "in", in2: "in2", out: "out"}, p)
 	return testkit.New(t, b), p
 }
 
@@ -44,7 +44,7 @@ func TestJoinsTakeTheBeginningOfValues(t *testing.T) {
 }
 
 func TestEveryRecordOfTheFirstStageIsCounted(t *testing.T) {
-	for _, workload := range []string{"passthrough", "wordcount", "count", "window", "stjoin", "table"} {
+	for _, workload := range []string{"passthrough", "wordcount", "count", "window", "stjoin", "table", "poison"} {
 		d, p := on(t, workload)
 		in := d.Input(text("in"))
 		in.SendAt(0, "a", "x")
