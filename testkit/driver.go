@@ -48,6 +48,7 @@ type config struct {
 	logger      *slog.Logger
 	policies    map[topology.Class]topology.ErrorPolicy
 	extract     func(r Produced, key, value any, partitionTime time.Time) (time.Time, bool)
+	engine      func() state.Engine
 }
 
 // Build passes options to the topology's Build.
@@ -143,12 +144,16 @@ type Driver struct {
 	offsets map[task.Partition]int64
 	turn    map[string]int // of a topic: how many records without a key were given a partition
 	log     []Produced
-	causes  []func() string  // of log: what was sent
-	read    int              // of log, by Produced
-	unread  map[string][]int // of log, by topic: what Output has not read
-	cause   func() string    // prints what the test did last; nil for nothing
-	drops   []drop
-	globals *globals
+	causes  []func() string             // of log: what was sent
+	read    int                         // of log, by Produced
+	unread  map[string][]int            // of log, by topic: what Output has not read
+	sources map[string][]topology.Input // of topics that are a store's changelog: all that was sent to them
+	// committed is what the last restart found beside the offsets.
+	committed map[task.Partition]task.Metadata
+	turns     map[*topology.StoreSpec]int // of the commit under way: how long the log was when a store was flushed
+	cause     func() string               // prints what the test did last; nil for nothing
+	drops     []drop
+	globals   *globals
 }
 
 // unit is one task of a driver.
@@ -177,10 +182,10 @@ func New(t testing.TB, b *topology.Builder, o ...Option) *Driver {
 		t: t,
 		c: config{
 			start: Start, app: "app", counts: map[string]int{}, policies: map[topology.Class]topology.ErrorPolicy{},
-			logger: slog.New(slog.DiscardHandler),
+			logger: slog.New(slog.DiscardHandler), engine: func() state.Engine { return state.NewMemory() },
 		},
 		readers: map[task.Partition]reader{}, offsets: map[task.Partition]int64{}, turn: map[string]int{},
-		unread: map[string][]int{},
+		unread: map[string][]int{}, sources: map[string][]topology.Input{},
 	}
 	for _, f := range o {
 		f(&d.c)
@@ -207,23 +212,14 @@ func (d *Driver) close() {
 
 // open makes the tasks and their stores.
 func (d *Driver) open() error {
-	spaces, err := state.OpenSpaces(state.NewMemory())
-	if err != nil {
-		return err
-	}
-	tasks, err := d.plan()
+	spaces, err := state.OpenSpaces(d.c.engine())
 	if err != nil {
 		return err
 	}
 	if d.globals, err = openGlobals(d, spaces, d.env()); err != nil {
 		return err
 	}
-	for _, p := range tasks {
-		if err := d.openTask(spaces, p); err != nil {
-			return err
-		}
-	}
-	return nil
+	return d.openTasks()
 }
 
 // plan returns the tasks: the whole topology as one, or one for each sub-topology and partition.
@@ -265,6 +261,9 @@ func (d *Driver) openTask(spaces *state.Spaces, p topology.PlannedTask) error {
 		if err != nil {
 			return err
 		}
+		if err := d.restore(space, s, p.Partition); err != nil {
+			return err
+		}
 		stores[s.Name] = state.NewBuffered(space, state.BufferOptions{OnWrite: d.logWrite(s, p.Partition)})
 	}
 	c := task.Config{ID: id, Graph: d.graph, Sub: p.Sub, Env: d.env(), Stores: stores, Global: d.globals.store}
@@ -284,7 +283,11 @@ func (d *Driver) openTask(spaces *state.Spaces, p topology.PlannedTask) error {
 func (d *Driver) input(u *unit, name, topic string, partition int32, s topology.SourceTopic) task.Input {
 	at := task.Partition{Topic: topic, Partition: partition}
 	d.readers[task.Partition{Topic: name, Partition: partition}] = reader{u, at}
-	return task.Input{Partition: at, Source: s, Metadata: task.Metadata{PartitionTime: -1}}
+	m, ok := d.committed[at]
+	if !ok {
+		m.PartitionTime = -1
+	}
+	return task.Input{Partition: at, Source: s, Metadata: m}
 }
 
 func (d *Driver) env() topology.Env {
@@ -301,6 +304,7 @@ func (d *Driver) env() topology.Env {
 		StartMs:     d.now.UnixMilli(),
 		CacheBytes:  d.c.cacheBytes,
 		MostAhead:   d.c.mostAhead.Milliseconds(),
+		Flushed:     func(s *topology.StoreSpec) { d.logOutputs(); d.turns[s] = len(d.log) },
 	}
 	if d.c.extract != nil {
 		env.Extract = func(in *topology.Input, key, value any, partitionTime int64) (int64, bool) {
@@ -378,6 +382,29 @@ func (d *Driver) produced(p Produced) {
 	d.causes = append(d.causes, d.cause)
 }
 
+// moveLast moves the last record of the log to a place before others, none of which has been read.
+func (d *Driver) moveLast(at int) {
+	last := len(d.log) - 1
+	p, cause := d.log[last], d.causes[last]
+	d.log = slices.Insert(d.log[:last], at, p)
+	d.causes = slices.Insert(d.causes[:last], at, cause)
+	for _, unread := range d.unread {
+		for i, n := range unread {
+			switch {
+			case n == last:
+				unread[i] = at
+			case n >= at:
+				unread[i]++
+			}
+		}
+	}
+	for s, n := range d.turns {
+		if n >= at {
+			d.turns[s]++
+		}
+	}
+}
+
 // pipe adds a record to a topic and runs everything that it causes. cause prints the record.
 func (d *Driver) pipe(topic string, in topology.Input, cause func() string) {
 	d.t.Helper()
@@ -427,6 +454,9 @@ func (d *Driver) add(topic string, in topology.Input) bool {
 		}
 	}
 	d.offsets[at]++
+	if slices.ContainsFunc(d.graph.Stores(), func(s *topology.StoreSpec) bool { return s.Source == topic }) {
+		d.sources[topic] = append(d.sources[topic], in)
+	}
 	in.Topic = r.at.Topic
 	d.check(r.u.Add(r.at, []topology.Input{in}))
 	return true
@@ -504,12 +534,17 @@ func (d *Driver) logOutputs() {
 // commit flushes a task, and applies what was written to its stores.
 func (d *Driver) commit(u *unit) {
 	d.t.Helper()
+	d.turns = map[*topology.StoreSpec]int{}
 	d.check(u.Flush())
 	d.logOutputs()
 	sealed := u.Seal()
 	d.check(sealed.Changes(func(c task.Change) error {
-		if d.logsAtCommit(c.Store) {
-			d.change(c, u.partition)
+		if !d.logsAtCommit(c.Store) {
+			return nil
+		}
+		d.change(c, u.partition)
+		if at, ok := d.turns[c.Store]; ok && d.c.everyWrite {
+			d.moveLast(at)
 		}
 		return nil
 	}))

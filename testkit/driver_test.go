@@ -312,3 +312,27 @@ func BenchmarkWordCount(b *testing.B) {
 		out.WantNone()
 	}
 }
+
+// TestRestart has a processor that remembers what it should have kept in a store.
+func TestRestart(t *testing.T) {
+	b := topology.New()
+	b.Stream(lines).GroupByKey().Count().As("kept").ToStream().To(counts)
+	remembered := topology.NewTopic("remembered", serde.String, serde.Int64)
+	b.Stream(lines).Process(func(ctx *topology.Context[string, int64]) topology.Processor[string, string] {
+		var n int64
+		return func(r topology.Record[string, string]) error {
+			n++
+			ctx.Forward(topology.Record[string, int64]{Key: r.Key, Value: n, Timestamp: r.Timestamp})
+			return nil
+		}
+	}).To(remembered)
+	d := testkit.New(t, b, testkit.ExplicitCommits())
+	in := d.Input(lines)
+	in.Send("a", "x")
+	d.Restart()
+	in.Send("a", "y")
+	d.Output(counts).Want("a", 1)
+	d.Output(counts).Want("a", 2)
+	d.Output(remembered).Want("a", 1)
+	d.Output(remembered).Want("a", 1)
+}

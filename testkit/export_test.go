@@ -4,8 +4,12 @@ import (
 	"os"
 	"testing"
 
+	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/topology"
 )
+
+// OnEngine has a driver keep its stores in an engine of the caller's.
+func OnEngine(open func() state.Engine) Option { return func(c *config) { c.engine = open } }
 
 // PlayScenarios runs the cases of a file without subtests, so that a test can look at their failures.
 func PlayScenarios(t testing.TB, name string, topologies map[string]func(c *Case) *topology.Builder) {

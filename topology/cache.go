@@ -141,6 +141,9 @@ func (c *Chain) flushCaches() error {
 				return err
 			}
 		}
+		if c.Flushed != nil {
+			c.Flushed(s)
+		}
 	}
 	return nil
 }

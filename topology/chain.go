@@ -92,6 +92,9 @@ type Env struct {
 	// MostAhead is how far the timestamp of an input record may lie ahead of the wall clock, in milliseconds; 0 for any. One
 	// that lies further ahead is a DecodeError with [ErrFuture]. What comes from internal topics has passed it before.
 	MostAhead int64
+	// Flushed is called in Flush when a store had its turn: of a buffer, what a commit of Kafka Streams logs is settled then.
+	// Nil: nobody asks.
+	Flushed func(s *StoreSpec)
 	// Extract is the timestamp extractor of topics that have none of their own; nil takes the record's timestamp.
 	Extract func(in *Input, key, value any, partitionTime int64) (int64, bool)
 }
