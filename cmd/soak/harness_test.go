@@ -85,6 +85,7 @@ func newTrial(t *testing.T, guarantee string, instances int) *trial {
 	}
 	var err error
 	x.client, err = kgo.NewClient(kgo.SeedBrokers(broker), kgo.ProducerLinger(0), kgo.MetadataMinAge(100*time.Millisecond),
+		kgo.UnknownTopicRetries(-1), // they were just made
 		kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if err != nil {
 		t.Fatal(err)
@@ -261,9 +262,9 @@ func (x *trial) check() {
 	}
 }
 
-// finish stops the load and the instances, after everything has come out, and looks at what is left. The last records are
-// joined with a table that has come to rest.
-func (x *trial) finish() {
+// finish stops the load and the instances, those in this process too, after everything has come out, and looks at what is
+// left. The last records are joined with a table that has come to rest.
+func (x *trial) finish(here ...*inProcess) {
 	x.t.Helper()
 	x.resting.Store(true)
 	x.flows(time.Now(), time.Minute)
@@ -289,6 +290,9 @@ func (x *trial) finish() {
 		if in.running() {
 			in.stop()
 		}
+	}
+	for _, a := range here {
+		a.stop()
 	}
 	if open := x.openTransactions(); len(open) > 0 {
 		x.t.Errorf("transactions are open after the stop: %v", open)
