@@ -69,7 +69,6 @@ func TestPriority(t *testing.T) {
 		}
 		out.Reset()
 	}
-	add("idle", 1)
 	add("usual", 1, 2)
 	run() // something urgent may be there
 	add("urgent", 30, 10)
@@ -79,7 +78,9 @@ func TestPriority(t *testing.T) {
 	reached("urgent-too")
 	run("urgent", "urgent")
 	reached("urgent")
-	run("usual", "usual")
+	run("usual", "usual") // though something idle may be there
+	add("idle", 1)
+	run()
 	reached("usual")
 	run("idle")
 }
