@@ -82,7 +82,8 @@ type node struct {
 // internalTopic is a topic that Eddyline creates for the graph.
 type internalTopic struct {
 	name       string
-	partitions int // 0: derived from the inputs
+	partitions int  // 0: derived from the inputs
+	chosen     bool // the user chose how its keys are placed; else by Murmur2
 }
 
 // Kind says what kind of store a [StoreSpec] is.

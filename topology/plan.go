@@ -24,6 +24,15 @@ type Plan struct {
 	Globals []PlannedInput
 	// Partitions are the counts of all topics that are read, by their real names.
 	Partitions map[string]int
+	// Joined are the groups of topics whose equal keys have to be in the same partitions.
+	Joined []JoinedTopics
+}
+
+// JoinedTopics are topics that others write and that are joined, by their real names.
+type JoinedTopics struct {
+	Topics []string
+	// Internal is a topic that they are joined with and that Eddyline writes, by [Murmur2]; "" for none.
+	Internal string
 }
 
 // InternalTopic is a topic that Eddyline creates.
@@ -302,6 +311,18 @@ func (p *planner) plan() *Plan {
 	out := &Plan{Partitions: map[string]int{}}
 	for t, n := range p.counts {
 		out.Partitions[p.name(t)] = n
+	}
+	for _, group := range p.joined() {
+		var j JoinedTopics
+		for _, t := range group {
+			switch internal := p.g.topics[t]; {
+			case internal == nil:
+				j.Topics = append(j.Topics, p.name(t))
+			case !internal.chosen:
+				j.Internal = p.name(t)
+			}
+		}
+		out.Joined = append(out.Joined, j)
 	}
 	for t := range p.g.topics {
 		out.Internal = append(out.Internal, InternalTopic{Name: p.name(t), Partitions: p.counts[t], Config: p.repartitionConfig()})

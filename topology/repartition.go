@@ -61,6 +61,7 @@ func repartitioned[K, V any](x *build, prefix string, keys serde.Serde[K], value
 	v.repartition.make = func(topic string) *vertex { return repartitioned(x, topic, keys, values, t) }
 	v.write = func(v *vertex) {
 		x.addTopic(t.name, t.partitions)
+		x.g.topics[t.name].chosen = t.partition != nil || t.byKey != nil
 		drop := v.repartition.filterNulls
 		x.addProcessor(filter, v.parentNames(), nil, func(c *Chain, n *node) any {
 			next := pass[K, V](c, n)
@@ -85,7 +86,7 @@ func (x *build) addTopic(name string, partitions int) {
 		}
 		return
 	}
-	x.g.topics[name] = &internalTopic{name, partitions}
+	x.g.topics[name] = &internalTopic{name: name, partitions: partitions}
 }
 
 // repartitionForJoin repartitions a stream, if its key was changed, before a join or a table. A name of its own makes a
