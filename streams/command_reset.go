@@ -95,6 +95,9 @@ func (p *program) outside(ctx context.Context) (c Config, client *kgo.Client, er
 	}
 	c = p.config
 	c.Brokers = strings.Split(p.brokers, ",")
+	if err := p.secure(&c); err != nil {
+		return c, nil, err
+	}
 	c = c.withDefaults()
 	if err := c.validate(); err != nil {
 		return c, nil, err

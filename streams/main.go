@@ -51,6 +51,7 @@ type program struct {
 	tool      bool   // the program has no topology of its own
 	modelFile string // but this one
 	command   commandFlags
+	security  security
 }
 
 // Main makes a program of a topology: it reads the command line, runs the command, and ends the process. The commands are
@@ -63,6 +64,7 @@ type program struct {
 //	top        the same, again and again, with rates
 //	reset      have the application begin again: input offsets, internal topics, local state
 //	redrive    send dead letters back to where they came from
+//	acls       print what the application has to be allowed on the brokers
 //	help       print what a command does
 //	completion print a script that completes command lines
 //
@@ -198,6 +200,7 @@ func (p *program) defineConfig(f *flag.FlagSet) {
 		c.ApplicationID = strings.TrimSuffix(p.name, ".exe")
 	}
 	f.StringVar(&p.brokers, "brokers", strings.Join(c.Brokers, ","), "`addresses` of Kafka brokers, host:port, separated by commas")
+	p.security.define(f, p.envPrefix()+saslPasswordEnv, p.envPrefix()+saslTokenEnv)
 	f.StringVar(&c.ApplicationID, "application-id", c.ApplicationID, "`name` of the application: all instances with the same one share the work")
 	f.StringVar(&c.StateDir, "state-dir", c.StateDir, "`directory` for state; one process has it at a time (default: one below the system's for temporary files)")
 	f.TextVar(&c.Guarantee, "guarantee", c.Guarantee, "exactly-once or at-least-once")
@@ -237,6 +240,9 @@ func (p *program) withBrokers(f func(c Config) error) error {
 	level := p.logLevel
 	if p.brokers != "" {
 		c.Brokers = strings.Split(p.brokers, ",")
+		if err := p.secure(&c); err != nil {
+			return err
+		}
 		limitMemory(c.withDefaults().MemoryBytes)
 	} else {
 		e, err := startEmbedded(p.graph, p.partitions)
