@@ -2,6 +2,7 @@ package topology
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"testing"
 
@@ -145,6 +146,47 @@ func FuzzDecodeResponse(f *testing.F) {
 		r, err := decodeResponse(serde.Bytes, b)
 		if err == nil && r.noValue != (len(r.value) == 0) {
 			t.Errorf("response %x: value %x, none: %v", b, r.value, r.noValue)
+		}
+	})
+}
+
+// FuzzItemsOf reads a list of records that wait: what it reads, written again, is the list.
+func FuzzItemsOf(f *testing.F) {
+	for _, s := range []string{"", "01", "0100000000", "010000000100000003016c31", "0100000002000000020061000000010100", "010000000100000000", "0100000001000000ff01"} {
+		f.Add(unhex(f, s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var again []byte
+		at := listHead
+		for item, ok := range itemsOf(b) {
+			if !ok {
+				return
+			}
+			again = append(binary.BigEndian.AppendUint32(again, uint32(len(item)+1)), b[at+4])
+			again = append(again, item...)
+			if !bytes.Equal(again, b[at:at+len(again)]) {
+				t.Fatalf("list %x: item %x at %d", b, item, at)
+			}
+			at += len(again)
+			again = again[:0]
+		}
+		if at != len(b) {
+			t.Errorf("list %x: read to %d", b, at)
+		}
+	})
+}
+
+func FuzzDecodeStored(f *testing.F) {
+	for _, s := range []string{"", "0000000000000005", "000000000000000501020c5740b3544914a9ae8975d13d40251f6f3100000000"} {
+		f.Add(unhex(f, s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := decodeStored(b)
+		if err != nil || b[timestampBytes]&^noHashBit != subscriptionVersion {
+			return
+		}
+		if again := s.append(nil); !bytes.Equal(again, b[timestampBytes:]) {
+			t.Errorf("subscription %x, written again %x", b, again)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"strings"
 	"time"
@@ -448,6 +449,31 @@ func listed(list []byte) uint32 {
 	return binary.BigEndian.Uint32(list[1:])
 }
 
+// itemsOf returns the values of an entry of the list. ok is false, once and at the end, where its bytes are of another form.
+func itemsOf(list []byte) iter.Seq2[[]byte, bool] {
+	return func(yield func(item []byte, ok bool) bool) {
+		if len(list) < listHead {
+			yield(nil, false)
+			return
+		}
+		for list := list[listHead:]; len(list) > 0; {
+			if len(list) < 5 {
+				yield(nil, false)
+				return
+			}
+			size := binary.BigEndian.Uint32(list)
+			if size < 1 || uint64(size) > uint64(len(list)-4) {
+				yield(nil, false)
+				return
+			}
+			if !yield(list[5:4+size], true) {
+				return
+			}
+			list = list[4+size:]
+		}
+	}
+}
+
 // wait puts a record on the list.
 func (s *sideRun[K, V, W, R]) wait(r rec[K, V]) error {
 	s.key = appendAlone(s.key[:0], r.ts, s.left, r.rawKey)
@@ -530,16 +556,10 @@ func (s *sideRun[K, V, W, R]) sendList(key, list []byte, ts int64, h Headers, se
 		return s.c.failed(s.n, ProcessingError, fmt.Errorf("key of store: %w", err))
 	}
 	own := (key[8] == 1) == s.left
-	if len(list) < listHead {
-		return s.c.failed(s.n, ProcessingError, errList)
-	}
-	for list = list[listHead:]; len(list) > 0; {
-		if len(list) < 5 || uint64(binary.BigEndian.Uint32(list)) > uint64(len(list)-4) {
+	for item, ok := range itemsOf(list) {
+		if !ok {
 			return s.c.failed(s.n, ProcessingError, errList)
 		}
-		end := 4 + int(binary.BigEndian.Uint32(list))
-		item := list[5:end]
-		list = list[end:]
 		var left Maybe[V]
 		var right Maybe[W]
 		if own {
