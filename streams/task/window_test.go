@@ -27,6 +27,7 @@ type life struct {
 	offset int64
 	log    map[string][]state.Logged // by store
 	beside task.Metadata
+	stores map[string]*state.Buffered
 }
 
 func newLife(tb testing.TB, b *topology.Builder, in string, emitEveryMs int64) *life {
@@ -55,7 +56,7 @@ func (l *life) begin(restore bool) {
 		l.tb.Fatal(err)
 	}
 	sub := l.graph.Whole()
-	stores := map[string]*state.Buffered{}
+	l.stores = map[string]*state.Buffered{}
 	for _, s := range sub.Stores {
 		space, err := spaces.Open("0_0", s.Name, task.LayoutOf(s))
 		if err != nil {
@@ -64,10 +65,10 @@ func (l *life) begin(restore bool) {
 		if restore {
 			l.restore(space, task.FormatOf(s), l.log[s.Name])
 		}
-		stores[s.Name] = state.NewBuffered(space, state.BufferOptions{})
+		l.stores[s.Name] = state.NewBuffered(space, state.BufferOptions{})
 	}
 	l.task, err = task.New(task.Config{
-		Graph: l.graph, Sub: sub, Stores: stores,
+		Graph: l.graph, Sub: sub, Stores: l.stores,
 		Inputs: []task.Input{{Partition: l.in, Source: sub.Sources[0], Next: l.offset, Metadata: l.beside}},
 		Env: topology.Env{
 			Context:    context.Background(),
@@ -340,4 +341,30 @@ func BenchmarkSuppress(b *testing.B) {
 	t.Stream(visits).GroupByKey().WindowedBy(w).Count().As("counts").SuppressUntilClose().ToStream().
 		To(topology.NewTopic("out", w.Key(serde.String), serde.Int64))
 	benchmarkWindows(b, t)
+}
+
+// TestWindowedCountKeepsOneEntry counts a few keys in a few windows, often: what a commit holds in memory, and writes, is one
+// entry a key and window.
+func TestWindowedCountKeepsOneEntry(t *testing.T) {
+	lines := topology.NewTopic("in", serde.String, serde.String)
+	b := topology.New()
+	b.Stream(lines).GroupByKey().WindowedBy(topology.Hopping{Size: time.Minute, Advance: 20 * time.Second, Grace: time.Hour}).Count().As("counts")
+	l := newLife(t, b, "in", 0)
+	round := func() {
+		for i := range 10 {
+			l.record(time.Hour, fmt.Sprint("key-", i)) // in three windows
+		}
+	}
+	round()
+	first := l.stores["counts"].OpenBytes()
+	for range 1000 {
+		round()
+	}
+	if got := l.stores["counts"].OpenBytes(); got > 3*first { // the order of changes takes some
+		t.Errorf("the buffer takes %d bytes after the first record of each key, %d after 1000 more", first, got)
+	}
+	l.commit()
+	if got := len(l.log["counts"]); got != 30 {
+		t.Errorf("%d changelog records for 10 keys in 3 windows", got)
+	}
 }
