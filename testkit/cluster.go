@@ -409,7 +409,7 @@ func (i *Instance) Start() {
 	ln := newLine(c.net, i.name, c.config.Seed^h.Sum64())
 	config := streams.Config{
 		ApplicationID: clusterApp, Brokers: []string{clusterBroker}, StateDir: "state", Workers: 1, MemoryBytes: clusterMemory,
-		ShutdownTimeout: 5 * time.Second, Logger: slog.New(slog.NewTextHandler(i.journal, nil)),
+		ShutdownTimeout: 5 * time.Second, Logger: slog.New(&counting{slog.NewTextHandler(i.journal, nil), c}),
 		Host: streams.Host{Name: i.name, FS: i.fs, Dial: ln.dial},
 	}
 	if c.config.Configure != nil {
@@ -644,6 +644,30 @@ func (i *Instance) Damage(r *rand.Rand) bool {
 	i.c.tell("%s: %s damaged", i.name, name)
 	i.c.reach("damage")
 	return true
+}
+
+// counting counts the warnings that instances log: what faults lead to.
+type counting struct {
+	slog.Handler
+	c *Cluster
+}
+
+// Handle implements [slog.Handler].
+func (h *counting) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelWarn {
+		h.c.reach("log: " + r.Message)
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements [slog.Handler].
+func (h *counting) WithAttrs(a []slog.Attr) slog.Handler {
+	return &counting{h.Handler.WithAttrs(a), h.c}
+}
+
+// WithGroup implements [slog.Handler].
+func (h *counting) WithGroup(name string) slog.Handler {
+	return &counting{h.Handler.WithGroup(name), h.c}
 }
 
 // journal keeps the last lines that an instance logged.

@@ -1,6 +1,7 @@
 package testkit_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -47,4 +48,52 @@ func TestLostAnswer(t *testing.T) {
 			t.Error("no answer was lost")
 		}
 	})
+}
+
+// TestWordsSurvive runs wordCluster under random faults.
+func TestWordsSurvive(t *testing.T) {
+	words := strings.Fields("row your boat gently down the stream")
+	testkit.Simulate(t, testkit.Simulation{
+		Cluster: wordCluster(),
+		Send: func(s *testkit.Sim) {
+			word := func() string { return words[s.Rand.IntN(len(words))] }
+			s.Input(lines).Send(word(), word()+" "+word())
+		},
+		Outputs: []testkit.Expectation{testkit.Expect(counts, testkit.InOrder)},
+	})
+}
+
+// TestQuick holds what the documentation says about how long tests take. The best of several runs counts: the machine may
+// have other things to do.
+func TestQuick(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the times are those without the race detector")
+	}
+	for _, test := range []struct {
+		what string
+		most time.Duration
+		runs int
+		run  func(t *testing.T)
+	}{
+		{"a driver test of word count", time.Millisecond, 100, func(t *testing.T) {
+			d := testkit.New(t, wordCount())
+			d.Input(lines).Send("", "row row your boat")
+			d.Output(counts).Want("row", 1)
+			d.Output(counts).Want("row", 2)
+			d.Output(counts).Want("your", 1)
+			d.Output(counts).Want("boat", 1)
+		}},
+		{"a cluster test with three instances, a crash and a rebalance", 100 * time.Millisecond, 10, TestCrash},
+	} {
+		best := time.Hour
+		for range test.runs {
+			began := time.Now()
+			test.run(t)
+			best = min(best, time.Since(began))
+		}
+		t.Logf("%s takes %v", test.what, best)
+		if best > test.most {
+			t.Errorf("%s takes %v, want at most %v", test.what, best, test.most)
+		}
+	}
 }

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/cryptotest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -48,8 +49,8 @@ func simFlag(name string) uint64 {
 
 // Simulation says what [Simulate] runs. Cluster.Topology and Send are required.
 type Simulation struct {
-	// Cluster is what runs. Each run sets its Seed, and draws what the instances may be configured with: workers,
-	// standbys, how often they commit and flush. Configure changes that.
+	// Cluster is what runs. Each run sets its Seed, draws its MarkerDelay unless there is one, and what the instances may be
+	// configured with: workers, standbys, how often they commit and flush. Configure changes that.
 	Cluster ClusterConfig
 	// Send sends something, by chance of [Sim.Rand].
 	Send func(s *Sim)
@@ -84,8 +85,11 @@ type Simulation struct {
 // The outputs of a run without faults are those of a [Driver] that gets the same records in the same partitions. Under
 // at-least-once doubles are allowed.
 //
-// It stops at the first seed that fails, and prints the command that runs it again. It returns how often each fault, and what it
-// leads to, was met, over all runs: see [Cluster.Reached].
+// It stops at the first seed that fails, and prints the command that runs it again. It returns how often each fault, and
+// what it leads to, was met, over all runs: see [Cluster.Reached].
+//
+// The test must not be a parallel one: the names that instances draw come from the seed, too, and the source of such names
+// is the process's.
 //
 // The flags are -sim.seed, to run one seed, -sim.seeds, how many, and -sim.from, the first of them.
 func Simulate(t *testing.T, s Simulation) map[string]int {
@@ -96,6 +100,7 @@ func Simulate(t *testing.T, s Simulation) map[string]int {
 	began := time.Now()
 	for seed := first; seed < first+n; seed++ {
 		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			cryptotest.SetGlobalRandom(t, seed) // instances and members draw their names
 			// A goroutine that panics ends the process: what it prints then has the label.
 			pprof.Do(t.Context(), pprof.Labels("sim.seed", strconv.FormatUint(seed, 10)), func(context.Context) { s.run(t, seed, reached) })
 		})
@@ -184,6 +189,7 @@ func (of *Simulation) run(t *testing.T, seed uint64, reached map[string]int) {
 	}
 	config := of.Cluster
 	config.Seed = seed
+	config.MarkerDelay = cmp.Or(config.MarkerDelay, pick(s.Rand, 10*time.Millisecond, 300*time.Millisecond))
 	config.Configure = s.configure(of.Cluster.Configure)
 	RunCluster(t, config, func(c *Cluster) {
 		s.Cluster = c
@@ -213,16 +219,19 @@ func (s *Sim) driverOptions() []Option {
 // with each instance that joins: it has to be over before the first one has given up waiting and joins again, 3s later.
 const simSession = 1200 * time.Millisecond
 
+// simTransaction is the transaction timeout.
+const simTransaction = 4 * time.Second
+
 // configure draws what all instances are configured with.
 func (s *Sim) configure(further func(string, *streams.Config)) func(string, *streams.Config) {
 	r := s.Rand
 	workers, standbys := 1+r.IntN(2), r.IntN(2)
-	commit := pick(r, 10*time.Millisecond, 100*time.Millisecond, time.Second)
+	commit := pick(r, 10*time.Millisecond, 100*time.Millisecond)
 	flush := pick(r, 100*time.Millisecond, 30*time.Second)
 	return func(instance string, c *streams.Config) {
 		c.Workers, c.NumStandbys, c.CommitInterval, c.FlushInterval = workers, standbys, commit, flush
 		c.SessionTimeout, c.RebalanceTimeout, c.HeartbeatInterval = simSession, simSession, simSession/5
-		c.TransactionTimeout = 4 * time.Second
+		c.TransactionTimeout = simTransaction
 		if further != nil {
 			further(instance, c)
 		}
@@ -291,7 +300,7 @@ func (s *Sim) disturb() {
 		case 1, 2, 3:
 			s.pass(s.upTo(50 * time.Millisecond))
 		}
-		if s.Rand.IntN(4) == 0 {
+		if s.Rand.IntN(3) == 0 {
 			s.fault()
 		}
 		s.revive()

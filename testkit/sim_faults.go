@@ -42,7 +42,7 @@ func (f SimFault) String() string {
 // fault has a fault happen to an instance that runs. Requests are failed most often: of those there are many kinds.
 func (s *Sim) fault() {
 	f := SimRequest
-	if s.Rand.IntN(3) > 0 {
+	if s.Rand.IntN(2) > 0 {
 		f = SimFault(s.Rand.IntN(int(simFaults)))
 	}
 	if slices.Contains(s.of.Without, f) {
@@ -62,7 +62,7 @@ func (s *Sim) fault() {
 		return
 	}
 	i := pick(s.Rand, running...)
-	long := pick(s.Rand, 300*time.Millisecond, 3*time.Second, 12*time.Second)
+	long := pick(s.Rand, simSession/4, 2*simSession, 2*simTransaction)
 	switch f {
 	case SimCrash:
 		s.crash(i)
@@ -106,7 +106,7 @@ func (s *Sim) crash(i *Instance) {
 		return
 	}
 	s.Cluster.Fault(Fault{
-		Instance: i.Name(), Request: pick(s.Rand, requests...).key, After: s.Rand.IntN(3), Act: pick(s.Rand, CrashBefore, CrashAfter),
+		Instance: i.Name(), Request: s.requestKind().key, After: s.Rand.IntN(3), Act: pick(s.Rand, CrashBefore, CrashAfter),
 	})
 }
 
@@ -147,17 +147,22 @@ func (s *Sim) revive() {
 	}
 }
 
-// requests are the kinds of requests that faults hit, and the answers that a broker may refuse them with.
-var requests = []struct {
+// requestKind is a kind of request that faults hit, and what a broker may refuse it with.
+type requestKind struct {
 	key  kmsg.Key
 	errs []*kerr.Error
-}{
-	{kmsg.Produce, []*kerr.Error{kerr.NotLeaderForPartition, kerr.NotEnoughReplicas, kerr.RequestTimedOut}},
-	{kmsg.AddOffsetsToTxn, []*kerr.Error{kerr.NotCoordinator, kerr.CoordinatorLoadInProgress, kerr.ConcurrentTransactions}},
-	{kmsg.TxnOffsetCommit, []*kerr.Error{kerr.NotCoordinator, kerr.CoordinatorLoadInProgress, kerr.RebalanceInProgress}},
-	{kmsg.EndTxn, []*kerr.Error{kerr.NotCoordinator, kerr.CoordinatorLoadInProgress, kerr.ConcurrentTransactions, kerr.CoordinatorNotAvailable}},
+}
+
+// commitRequests are those of a commit, in their order.
+var commitRequests = []requestKind{
 	{kmsg.InitProducerID, []*kerr.Error{kerr.NotCoordinator, kerr.CoordinatorLoadInProgress, kerr.ConcurrentTransactions}},
-	{kmsg.OffsetCommit, []*kerr.Error{kerr.NotCoordinator, kerr.CoordinatorLoadInProgress}},
+	{kmsg.Produce, []*kerr.Error{kerr.NotLeaderForPartition, kerr.NotEnoughReplicas, kerr.RequestTimedOut, kerr.InvalidProducerEpoch}},
+	{kmsg.TxnOffsetCommit, []*kerr.Error{kerr.NotCoordinator, kerr.CoordinatorLoadInProgress, kerr.RebalanceInProgress, kerr.TransactionAbortable}},
+	{kmsg.EndTxn, []*kerr.Error{kerr.NotCoordinator, kerr.CoordinatorLoadInProgress, kerr.ConcurrentTransactions, kerr.CoordinatorNotAvailable, kerr.TransactionAbortable, kerr.ProducerFenced}},
+}
+
+// otherRequests are the rest.
+var otherRequests = []requestKind{
 	{kmsg.OffsetFetch, []*kerr.Error{kerr.NotCoordinator, kerr.UnstableOffsetCommit}},
 	{kmsg.ListOffsets, []*kerr.Error{kerr.NotLeaderForPartition}},
 	{kmsg.FindCoordinator, []*kerr.Error{kerr.CoordinatorNotAvailable}},
@@ -168,13 +173,21 @@ var requests = []struct {
 	{kmsg.Metadata, nil},
 }
 
+// requestKind draws a kind of request: those of commits are where it matters most.
+func (s *Sim) requestKind() requestKind {
+	if s.Rand.IntN(3) > 0 {
+		return pick(s.Rand, commitRequests...)
+	}
+	return pick(s.Rand, otherRequests...)
+}
+
 // request has the network fail requests of a kind.
 func (s *Sim) request(i *Instance) {
-	kind := pick(s.Rand, requests...)
+	kind := s.requestKind()
 	f := Fault{
 		Instance: i.Name(), Request: kind.key, After: s.Rand.IntN(3), Count: 1 + s.Rand.IntN(3),
 		Act:   pick(s.Rand, Refuse, DropRequest, DropAnswer, DelayRequest, DelayAnswer, LateRequest),
-		Delay: s.upTo(pick(s.Rand, 50*time.Millisecond, time.Second, 6*time.Second)),
+		Delay: s.upTo(pick(s.Rand, 50*time.Millisecond, simSession, 2*simTransaction)),
 	}
 	if f.Act == Refuse {
 		if kind.errs == nil {

@@ -91,7 +91,7 @@ func of(name string, build func(b *topology.Builder), configure func(string, *st
 			},
 			Configure: configure,
 		},
-		Send: send, Sends: sends, Outputs: expect, Without: []testkit.SimFault{testkit.SimDamage},
+		Send: send, Sends: sends, Outputs: expect,
 	}}
 }
 

@@ -12,10 +12,7 @@ import (
 
 func TestSimulate(t *testing.T) {
 	for _, s := range scenarios {
-		t.Run(s.name, func(t *testing.T) {
-			t.Parallel()
-			testkit.Simulate(t, s.Simulation)
-		})
+		t.Run(s.name, func(t *testing.T) { testkit.Simulate(t, s.Simulation) })
 	}
 }
 
