@@ -94,6 +94,7 @@ type owned struct {
 	id     task.ID
 	epoch  uint64 // of the assignment
 	worker *worker
+	before *worker // that had it last, or nil
 	phase  phase
 	cancel context.CancelFunc // of the opening
 	going  bool               // revoked or lost
@@ -446,7 +447,7 @@ func (a *App) giveBack(o *owned, lost bool, after func()) {
 
 // open begins to open a task on the worker that had it last, or else on the one with the fewest.
 func (a *App) open(id task.ID, epoch uint64) {
-	o := &owned{id: id, epoch: epoch, worker: a.home(id), cancel: func() {}}
+	o := &owned{id: id, epoch: epoch, worker: a.home(id), before: a.homes[id], cancel: func() {}}
 	a.tasks[id], a.homes[id] = o, o.worker
 	if a.plan()[id] == nil { // another instance may know of topics that are new
 		o.unplanned = true
@@ -481,7 +482,7 @@ func (a *App) home(id task.ID) *worker {
 		}
 	}
 	least := slices.MinFunc(a.crew(), func(v, w *worker) int { return counts[v] - counts[w] })
-	if w := a.homes[id]; w != nil && counts[w] < counts[least]+1000 {
+	if w := a.homes[id]; w != nil && slices.Contains(a.crew(), w) && counts[w] < counts[least]+1000 {
 		return w
 	}
 	return least
@@ -493,7 +494,7 @@ func (a *App) reopen(o *owned) { a.reopenAfter(o, 0) }
 func (a *App) reopenAfter(o *owned, wait time.Duration) {
 	ctx, cancel := context.WithCancel(a.life)
 	o.phase, o.cancel = opening, cancel
-	job := &openJob{app: a, ctx: ctx, id: o.id, epoch: o.epoch, worker: o.worker, plan: a.plan()[o.id], wait: wait}
+	job := &openJob{app: a, ctx: ctx, id: o.id, epoch: o.epoch, worker: o.worker, before: o.before, plan: a.plan()[o.id], wait: wait}
 	if s := a.standbys[o.id]; s != nil {
 		s.cancel()
 		job.standby = s.done

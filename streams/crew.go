@@ -110,11 +110,6 @@ func (a *App) spread() {
 			move(w)
 		}
 	}
-	for id, w := range a.homes {
-		if slices.Contains(a.leaving, w) {
-			delete(a.homes, id)
-		}
-	}
 	for _, w := range a.crew() {
 		for len(of[w]) > len(of[fewest()])+1 {
 			move(w)
@@ -162,6 +157,7 @@ func (n left) noted(a *App) {
 func (a *App) begin(w *worker) {
 	a.working.Go(func() {
 		w.run(a.life)
+		close(w.over)
 		a.notes.put(left{w})
 	})
 }

@@ -23,6 +23,7 @@ type openJob struct {
 	id     task.ID
 	epoch  uint64
 	worker *worker
+	before *worker // that had the task last, or nil
 	plan   *topology.PlannedTask
 	// standby is closed when the standby that the task had here has ended; nil: there is none.
 	standby <-chan struct{}
@@ -55,12 +56,13 @@ func (j *openJob) prepare() (*openTask, error) {
 	if err := pause(j.ctx, j.wait); err != nil {
 		return nil, err
 	}
-	clear := make(chan struct{})
-	j.worker.inbox.put(await{func() { close(clear) }})
-	select {
-	case <-clear:
-	case <-j.ctx.Done():
-		return nil, j.ctx.Err()
+	if err := j.await(j.worker); err != nil {
+		return nil, err
+	}
+	if j.before != nil && j.before != j.worker {
+		if err := j.await(j.before); err != nil {
+			return nil, err
+		}
 	}
 	if j.standby != nil {
 		<-j.standby // it was told to end
@@ -74,6 +76,21 @@ func (j *openJob) prepare() (*openTask, error) {
 		return nil, err
 	}
 	return &openTask{j.id, j.epoch, j.plan, inputs, stores}, nil
+}
+
+// await waits until nothing of an earlier life of the task is on its way from a worker: what that commits later would be
+// done twice.
+func (j *openJob) await(w *worker) error {
+	clear := make(chan struct{})
+	w.inbox.put(await{func() { close(clear) }})
+	select {
+	case <-clear:
+		return nil
+	case <-w.over:
+		return nil
+	case <-j.ctx.Done():
+		return j.ctx.Err()
+	}
 }
 
 // retry calls f until it succeeds, ctx ends, or its error is one that will not pass by itself.

@@ -60,8 +60,9 @@ func (b *burst) collect(r *running) {
 	b.count = n
 }
 
-// drop leaves out what r wrote.
+// drop leaves out what r wrote, also what it wrote in a step that failed and is not collected yet.
 func (b *burst) drop(r *running) {
+	b.collect(r)
 	b.parts = slices.DeleteFunc(b.parts, func(p part) bool { return p.r == r })
 }
 

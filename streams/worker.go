@@ -48,7 +48,8 @@ type worker struct {
 	retryAt  time.Time           // of a slice that could not be written
 	closing  bool                // every task goes
 	finished bool                // and none will come any more
-	// dismissed tells that it was told so; of the goroutine of App.Run.
+	over     chan struct{}       // closed when it has ended
+	// dismissed tells that it was told to finish; of the goroutine of App.Run.
 	dismissed bool
 	traced    string
 }
@@ -75,7 +76,7 @@ func newWorker(a *App, id, n int) *worker {
 			exactlyOnce: a.config.Guarantee == ExactlyOnce, interval: a.config.CommitInterval,
 			txnTimeout: a.config.TransactionTimeout, session: a.config.SessionTimeout, burstBytes: bound,
 		}),
-		tasks: map[task.ID]*running{}, open: new(burst), ahead: map[uint64][]*burst{}, meter: a.metrics.worker(id),
+		over: make(chan struct{}), tasks: map[task.ID]*running{}, open: new(burst), ahead: map[uint64][]*burst{}, meter: a.metrics.worker(id),
 	}
 	return w
 }
@@ -503,8 +504,8 @@ func (w *worker) abandon(r *running) {
 	for d := range r.inputs {
 		w.app.source.remove(d)
 	}
+	w.open.drop(r) // which need not have contributed before it failed
 	if r.touched {
-		w.open.drop(r)
 		w.touched = slices.DeleteFunc(w.touched, func(o *running) bool { return o == r })
 		w.bytes -= r.stateBytes
 		r.touched = false
