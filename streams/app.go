@@ -36,6 +36,8 @@ type App struct {
 	metrics *metrics
 	events  *events
 
+	problems *problems // that were logged
+
 	running atomic.Bool   // Run was called
 	ready   chan struct{} // closed at the first RUNNING
 	ended   chan struct{} // closed when Run is over
@@ -123,8 +125,10 @@ func New(g *topology.Graph, c Config) (*App, error) {
 		return nil, errors.New("the topology reads topics by a pattern, which brokers of Kafka 4.3 refuse with StreamsProtocol: name the " +
 			"topics, or use ClassicProtocol")
 	}
+	kept := &problems{}
+	c.Logger = slog.New(problemLog{Handler: c.Logger.With("application", c.ApplicationID).Handler(), problems: kept})
 	a := &App{
-		graph: g, config: c, log: c.Logger.With("application", c.ApplicationID),
+		graph: g, config: c, log: c.Logger, problems: kept,
 		ready: make(chan struct{}), ended: make(chan struct{}), notes: newInbox[note](),
 		tasks: map[task.ID]*owned{}, homes: map[task.ID]*worker{}, look: make(chan struct{}, 1),
 		wanted: map[task.ID]bool{}, standbys: map[task.ID]*standby{}, sick: map[task.ID]uint64{}, moved: make(chan struct{}, 1),

@@ -70,6 +70,8 @@ type childConfig struct {
 	Die     string // the commit state in which it kills itself, once it got SIGUSR1
 	Dead    string // the dead letter topic of a topology that fails on some records; "": it counts words
 	Mended  bool   // and fails on none any more
+	HTTP    string // where console and queries are
+	Standby int
 }
 
 const childEnv = "EDDYLINE_TEST_CHILD"
@@ -106,6 +108,7 @@ func (c childConfig) config() Config {
 	return Config{
 		ApplicationID: c.App, Brokers: c.Brokers, StateDir: c.Dir, Guarantee: c.Least, GroupProtocol: c.Group, CommitInterval: c.Commit,
 		FlushInterval: c.Flush, SessionTimeout: c.Session, Workers: c.Workers, CacheBytes: -1,
+		Endpoint: c.HTTP, NumStandbys: c.Standby,
 		Logger: slog.New(c.handler()),
 	}
 }
@@ -160,6 +163,11 @@ func (c childConfig) run() error {
 	if err != nil {
 		return err
 	}
+	unserve, err := (&program{http: c.HTTP, queries: true}).serve(a)
+	if err != nil {
+		return err
+	}
+	defer unserve()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	return a.Run(ctx)

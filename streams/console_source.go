@@ -33,8 +33,13 @@ func (c consoleSource) Snapshot(ctx context.Context) console.Snapshot {
 		At: time.Now(), Application: a.config.ApplicationID, Version: m.version, State: a.State().String(), Paused: a.paused.Load(),
 		Topology: a.graph.Model(), Instances: []console.Instance{}, Tasks: []console.Task{}, Topics: []console.Topic{},
 		Stores: []console.Store{}, Restores: []console.Restore{}, Dropped: map[string]uint64{}, Events: a.events.recent(),
-		Settings: a.config.shown(),
+		Settings: a.config.shown(), Operators: []console.Operator{}, DeadLetters: a.config.DeadLetterTopic, Problems: a.problems.recent(),
 	}
+	for name, h := range m.latency {
+		n, seconds, _ := h.read()
+		s.Operators = append(s.Operators, console.Operator{Name: name, Records: n, Seconds: seconds})
+	}
+	slices.SortFunc(s.Operators, func(x, y console.Operator) int { return strings.Compare(x.Name, y.Name) })
 	for _, w := range m.workers {
 		for i := range w.byCause {
 			s.Commits += w.byCause[i].Load()
@@ -71,6 +76,9 @@ func (c consoleSource) place(ctx context.Context, s *console.Snapshot, m *scrape
 		for reason, n := range t.dropped {
 			s.Dropped[reason] += n
 		}
+	}
+	for reason, n := range m.gone {
+		s.Dropped[reason] += n
 	}
 	if a.plan() == nil {
 		s.Unknown = "the application has not joined its group yet"

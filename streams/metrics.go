@@ -110,6 +110,7 @@ type scrape struct {
 	commit   string
 	workers  []*workerMeter
 	tasks    []taskSeries
+	gone     map[string]uint64 // records dropped by tasks that do not run here any more, where tasks do not have it
 	topics   map[string]*topicMeter
 	stores   map[string]*storeMeter
 	latency  map[string]*histogram
@@ -177,6 +178,14 @@ func (m *metrics) scrape() *scrape {
 		}
 	}
 	s.tasks = m.series()
+	if len(m.tasks) <= mostTaskSeries {
+		s.gone = map[string]uint64{}
+		for _, past := range m.past {
+			for reason, n := range past.dropped {
+				s.gone[reason] += n
+			}
+		}
+	}
 	return s
 }
 

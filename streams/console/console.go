@@ -32,12 +32,15 @@ type Snapshot struct {
 	Instances   []Instance        `json:"instances"`
 	Tasks       []Task            `json:"tasks"`
 	Topics      []Topic           `json:"topics"`
+	Operators   []Operator        `json:"operators"`
 	Stores      []Store           `json:"stores"`
 	Restores    []Restore         `json:"restores"`
 	Dropped     map[string]uint64 `json:"dropped"` // records, by reason
 	Commits     uint64            `json:"commits"`
 	Aborts      uint64            `json:"aborts"`
-	Events      []Event           `json:"events"` // the newest first
+	DeadLetters string            `json:"deadLetters,omitempty"` // the topic
+	Events      []Event           `json:"events"`                // the newest first
+	Problems    []Event           `json:"problems"`              // warnings and errors that were logged, the newest first
 	Settings    []Setting         `json:"settings"`
 	// Unknown says why instances and tasks of others are not known at the moment.
 	Unknown string `json:"unknown,omitempty"`
@@ -67,6 +70,13 @@ type Topic struct {
 	Name     string `json:"name"`
 	Consumed uint64 `json:"consumed"` // records
 	Produced uint64 `json:"produced"`
+}
+
+// Operator is a source or a sink, with how late its records come here or leave.
+type Operator struct {
+	Name    string  `json:"name"`
+	Records uint64  `json:"records"`
+	Seconds float64 `json:"seconds"` // from the records' timestamps, summed up
 }
 
 // Store is a store that can be looked into.

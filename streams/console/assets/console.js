@@ -109,7 +109,7 @@ function layout(topology) {
 }
 
 const high = 44, gapX = 26, gapY = 52;
-const widthOf = (n) => Math.max(96, n.label.length * 7 + 26);
+const widthOf = (n) => Math.max(96, n.label.length * 7.3 + 30);
 
 function draw() {
   const { list, edges, layers } = layout(now.topology);
@@ -126,17 +126,21 @@ function draw() {
   const height = layers.length * (high + gapY) + 10;
   const root = svg('svg', { width: width + 16, height, viewBox: `0 0 ${width + 16} ${height}`, role: 'group', 'aria-label': 'Topology' },
     svg('defs', {}, svg('marker', { id: 'arrow', viewBox: '0 0 8 8', refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: 'auto' }, svg('path', { d: 'M0 0 8 4 0 8z' }))));
+  const labels = []; // drawn last, over the edges
   for (const s of now.topology.subtopologies) {
     const mine = list.filter((n) => n.sub === s.id);
     if (!mine.length) continue;
     const [x, y] = [Math.min(...mine.map((n) => n.x)) - 8, Math.min(...mine.map((n) => n.y)) - 18];
     const [r, b] = [Math.max(...mine.map((n) => n.x + n.w)) + 8, Math.max(...mine.map((n) => n.y)) + high + 8];
-    root.append(svg('rect', { class: 'band', x, y, width: r - x, height: b - y, rx: 8 }),
-      svg('text', { class: 'band-name', x: x + 6, y: y + 12 }, 'sub-topology ' + s.id));
+    root.append(svg('rect', { class: 'band', x, y, width: r - x, height: b - y, rx: 8 }));
+    labels.push(svg('text', { class: 'band-name', x: x + 6, y: y + 12, 'data-band': s.id }, 'sub-topology ' + s.id));
   }
   for (const [a, b] of edges) {
     const [x1, y1, x2, y2] = [a.x + a.w / 2, a.y + high, b.x + b.w / 2, b.y];
     root.append(svg('path', { class: 'edge', d: `M${x1} ${y1}C${x1} ${y1 + gapY / 2} ${x2} ${y2 - gapY / 2} ${x2} ${y2}` }));
+    if (a.kind === 'topic' || b.kind === 'topic') {
+      labels.push(svg('text', { class: 'rate flow', x: (x1 + x2) / 2 + 6, y: (y1 + y2) / 2 + 4, 'data-from': a.id, 'data-to': b.id }));
+    }
   }
   for (const n of list) {
     const choose = () => { selected = n.id; paint(); };
@@ -145,9 +149,10 @@ function draw() {
       keydown: (e) => { if (e.key === 'Enter' || e.key === ' ') { e.preventDefault(); choose(); } },
     },
     svg('rect', { x: n.x, y: n.y, width: n.w, height: high, rx: n.kind === 'topic' ? 20 : n.kind === 'store' ? 3 : 7 }),
-    svg('text', { x: n.x + n.w / 2, y: n.y + (n.kind === 'topic' || n.kind === 'store' ? 19 : 26), 'text-anchor': 'middle' }, n.label),
+    svg('text', { x: n.x + n.w / 2, y: n.y + (n.kind === 'store' ? 19 : 26), 'text-anchor': 'middle' }, n.label),
     svg('text', { class: 'rate', x: n.x + n.w / 2, y: n.y + 35, 'text-anchor': 'middle' })));
   }
+  root.append(...labels);
   $('graph').replaceChildren(root);
 }
 
@@ -158,6 +163,11 @@ function paint() {
     g.classList.toggle('on', id === selected);
     g.querySelector('.rate').textContent = figureOf(id);
   }
+  for (const e of document.querySelectorAll('.flow')) e.textContent = flowOf(e.dataset.from, e.dataset.to);
+  for (const b of document.querySelectorAll('.band-name')) {
+    const mine = now.tasks.filter((t) => t.here && t.role === 'active' && t.id.startsWith(b.dataset.band + '_'));
+    b.textContent = `sub-topology ${b.dataset.band} · ${mine.length ? `${mine.length} task${mine.length > 1 ? 's' : ''} here, lag ${number(sum(mine, (t) => t.lag))}` : 'none of its tasks here'}`;
+  }
   detail();
 }
 
@@ -166,17 +176,21 @@ const subOf = (name) => now.topology.subtopologies.find((s) => s.nodes.some((n) 
 
 function figureOf(id) {
   const [kind, name] = split(id);
-  if (kind === 'topic') {
-    const parts = [];
-    for (const [label, field] of [['in', 'produced'], ['out', 'consumed']]) {
-      const r = rate((s) => topicOf(s, name)?.[field]);
-      if (r !== null && topicOf(now, name)?.[field]) parts.push(`${label} ${rateOf(r)}`);
-    }
-    return parts.join(', ');
-  }
-  if (kind === 'store') return now.stores.find((s) => s.name === name)?.kind || 'store';
-  return '';
+  return kind === 'store' ? now.stores.find((s) => s.name === name)?.kind || 'store' : '';
 }
+
+// flowOf returns what goes along an edge to or from a topic: records a second, and how old they are by their timestamps.
+function flowOf(from, to) {
+  const [topic, operator, field] = split(from)[0] === 'topic' ? [split(from)[1], to, 'consumed'] : [split(to)[1], from, 'produced'];
+  const r = rate((s) => topicOf(s, topic)?.[field]);
+  if (r === null || !topicOf(now, topic)?.[field]) return '';
+  const of = (s) => s.operators.find((x) => x.name === operator);
+  const [a, b] = [of(before), of(now)];
+  const late = a && b && b.records > a.records ? (b.seconds - a.seconds) / (b.records - a.records) : null;
+  return rateOf(r) + (late === null ? '' : `, ${secondsOf(late)} old`);
+}
+
+const secondsOf = (s) => s < 1 ? `${Math.round(s * 1000)} ms` : s < 120 ? `${s.toFixed(1)} s` : s < 7200 ? `${Math.round(s / 60)} min` : `${number(s / 3600)} h`;
 
 function split(id) {
   const m = /^(topic|store) (.*)$/.exec(id);
@@ -223,15 +237,21 @@ const rows = (pairs) => el('table', {}, el('tbody', {}, ...pairs.map(([k, v]) =>
 function table(heads, lines) {
   const cell = (tag, c) => typeof c === 'number' ? el(tag, { class: 'n' }, number(c)) : el(tag, {}, c);
   return el('table', {},
-    el('thead', {}, el('tr', {}, ...heads.map((h) => el('th', { scope: 'col' }, h)))),
+    el('thead', {}, el('tr', {}, ...heads.map((h, i) => el('th', { scope: 'col', class: typeof lines[0]?.[i] === 'number' && 'n' }, h)))),
     el('tbody', {}, ...lines.map((l) => el('tr', {}, ...l.map((c) => cell('td', c))))));
 }
 
-const nameOf = (id) => { const i = now.instances.find((x) => x.id === id); return i ? `${i.host || id.slice(0, 8)}${i.here ? ' (here)' : ''}` : id.slice(0, 8); };
+// nameOf names an instance: by where it answers, or else by its host and the beginning of its id.
+function nameOf(id) {
+  const i = now.instances.find((x) => x.id === id);
+  if (!i) return id.slice(0, 8);
+  return (i.endpoint || `${(i.host || '').replace(/^\//, '')} ${id.slice(0, 8)}`.trim()) + (i.here ? ' (here)' : '');
+}
 
 function taskTable(tasks) {
   if (!tasks.length) return el('p', { class: 'soft' }, 'None is known.');
-  return table(['task', 'instance', 'role', 'lag'], tasks.map((t) => [t.id, nameOf(t.instance), t.role, t.here ? t.lag || 0 : '']));
+  const inOrder = tasks.toSorted((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true }) || a.role.localeCompare(b.role));
+  return table(['task', 'instance', 'role', 'lag'], inOrder.map((t) => [t.id, nameOf(t.instance), t.role, t.here ? t.lag || 0 : '']));
 }
 
 function drawTasks() {
@@ -241,7 +261,7 @@ function drawTasks() {
       const of = mine.filter((t) => t.role === role);
       return [el('h3', {}, `${of.length} ${role}`), el('div', { class: 'chips' }, ...of.map((t) => el('span', { class: 'chip ' + role, title: t.here ? `lag ${number(t.lag || 0)}` : '' }, t.id)))];
     };
-    return el('div', { class: 'card' }, el('h2', {}, nameOf(i.id)), el('p', { class: 'soft' }, i.id, i.endpoint ? ' at ' + i.endpoint : ''), ...line('active'), ...line('standby'));
+    return el('div', { class: 'card' }, el('h2', {}, nameOf(i.id)), el('p', { class: 'soft' }, i.id, i.host ? ` on ${i.host.replace(/^\//, '')}` : ''), ...line('active'), ...line('standby'));
   });
   const here = now.tasks.filter((t) => t.here && t.role === 'active');
   $('tasks').replaceChildren(
@@ -306,6 +326,10 @@ function drawEvents() {
   $('events').replaceChildren(
     el('h3', {}, 'Records left out'),
     dropped.length ? table(['reason', 'records'], dropped) : el('p', { class: 'soft' }, 'None.'),
+    now.deadLetters ? el('p', {}, `Dead letters go to ${now.deadLetters}: ${number(topicOf(now, now.deadLetters)?.produced || 0)} from here so far.`) : '',
+    el('h3', {}, 'Warnings and errors'),
+    now.problems.length ? table(['time', 'what was logged'], now.problems.map((e) => [new Date(e.at).toLocaleTimeString(), el('span', { class: e.bad ? 'bad' : 'warn' }, e.text)]))
+      : el('p', { class: 'soft' }, 'None.'),
     el('h3', {}, 'What happened'),
     table(['time', 'event'], now.events.map((e) => [new Date(e.at).toLocaleTimeString(), el('span', { class: e.bad ? 'bad' : '' }, e.text)])));
 }
