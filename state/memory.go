@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 )
 
 // Memory is an engine without a disk: a tree of which every batch makes a new version, so that readers see one version,
@@ -96,6 +97,18 @@ func (m *Memory) Get(dst, key []byte) (value []byte, ok bool, err error) {
 	}
 	_, v := p.entry(i)
 	return append(dst, v...), true, nil
+}
+
+// Bytes returns how much memory the engine holds.
+func (m *Memory) Bytes() int64 { return m.root.Load().size() }
+
+// size returns how much a page and those below it hold.
+func (p *page) size() int64 {
+	n := int64(unsafe.Sizeof(*p)) + int64(cap(p.data)+4*cap(p.at))
+	for i, c := range p.pages {
+		n += c.size() + int64(cap(p.keys[i])) + 8 + 24 // a pointer and a slice
+	}
+	return n
 }
 
 // Flush implements [Engine]: there is nothing to do.

@@ -28,6 +28,7 @@ type metrics struct {
 
 	mu       sync.Mutex
 	engine   *state.Pebble // nil: not open
+	ram      *state.Memory
 	workers  []*workerMeter
 	tasks    map[task.ID]*taskMeter
 	globals  map[string]*taskMeter // by store
@@ -96,10 +97,10 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 }
 
 // reads tells which state database to look at; nil: none any more.
-func (m *metrics) reads(e *state.Pebble) {
+func (m *metrics) reads(e *state.Pebble, ram *state.Memory) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.engine = e
+	m.engine, m.ram = e, ram
 }
 
 // scrape is what the rows of the table read.
@@ -117,6 +118,7 @@ type scrape struct {
 	restores []RestoreProgress // of tasks that are to run
 	standbys []RestoreProgress // of replicas, for as long as they are kept
 	engine   state.PebbleStats
+	ram      int64 // bytes of state in memory
 }
 
 // taskSeries is the value of the label task_id, and what is counted under it.
@@ -130,6 +132,8 @@ type taskTotals struct {
 	records uint64
 	busy    time.Duration
 	queued  int64
+	buffers int64
+	caches  int64
 	lag     int64
 	waiting int64
 	dropped map[string]uint64
@@ -139,6 +143,8 @@ func (t *taskTotals) add(m *taskMeter) {
 	t.records += m.records.Load()
 	t.busy += time.Duration(m.busy.Load())
 	t.queued += m.queued.Load()
+	t.buffers += m.buffers.Load()
+	t.caches += m.caches.Load()
 	t.lag += m.lag.Load()
 	t.waiting += m.waiting.Load()
 	m.mu.Lock()
@@ -165,7 +171,7 @@ func (m *metrics) scrape() *scrape {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.engine != nil {
-		s.engine = m.engine.Stats()
+		s.engine, s.ram = m.engine.Stats(), m.ram.Bytes()
 	}
 	s.workers, s.topics, s.stores, s.latency = slices.Clone(m.workers), maps.Clone(m.topics), maps.Clone(m.stores), maps.Clone(m.latency)
 	for _, p := range slices.SortedFunc(maps.Values(m.restores), func(a, b RestoreProgress) int {
@@ -249,6 +255,8 @@ type taskMeter struct {
 	records atomic.Uint64
 	busy    atomic.Int64 // nanoseconds
 	queued  atomic.Int64 // bytes
+	buffers atomic.Int64 // bytes of changes that are not in an engine yet
+	caches  atomic.Int64 // bytes of caches in front of the state database
 	lag     atomic.Int64 // input records that are not committed
 	waiting atomic.Int64 // records that are tried again later
 
@@ -289,7 +297,7 @@ func (m *metrics) forget(id task.ID) {
 		m.past[id.Sub] = past
 	}
 	past.add(t)
-	past.queued, past.lag, past.waiting = 0, 0, 0
+	past.queued, past.buffers, past.caches, past.lag, past.waiting = 0, 0, 0, 0, 0
 	delete(m.tasks, id)
 }
 
@@ -423,10 +431,21 @@ func (w *workerMeter) processed(r *running, n int, began, now time.Time) {
 	w.turns.observe(took, 1)
 	r.meter.records.Add(uint64(n))
 	r.meter.busy.Add(int64(took))
-	r.meter.queued.Store(r.queued())
+	w.holds(r)
 	if source, ms, ok := r.task.Last(); ok && n > 0 {
 		w.since(source).observe(now.Sub(time.UnixMilli(ms)), uint64(n))
 	}
+}
+
+// holds notes what a task holds in memory.
+func (w *workerMeter) holds(r *running) {
+	buffers, caches := int64(0), int64(0)
+	for _, st := range r.order {
+		buffers, caches = buffers+st.buffered.Bytes(), caches+st.buffered.CacheBytes()
+	}
+	r.meter.queued.Store(r.queued())
+	r.meter.buffers.Store(buffers)
+	r.meter.caches.Store(caches)
 }
 
 func (w *workerMeter) since(operator string) *histogram {

@@ -69,6 +69,13 @@ var metricTable = []metricRow{
 		values: func(s *scrape, emit func(float64, ...string)) { emit(float64(len(s.workers))) },
 	},
 	{
+		name: "kafka_streams_client_memory_bytes", section: sectionInstance, labels: []string{"of"},
+		help: "Memory by what it is for: queues of fetched records, buffers of changes that are not committed or not written yet, " +
+			"caches in front of the state database, state in memory, the state database, the Go runtime and what it keeps " +
+			"free, and all other objects. Together they are what the process has, but for its code.",
+		values: func(s *scrape, emit func(float64, ...string)) { s.memory(emit) },
+	},
+	{
 		name: "kafka_streams_client_stuck_threads", section: sectionInstance,
 		help: "Workers that have not looked around for longer than the rebalance timeout: a function of the application " +
 			"does not return.",

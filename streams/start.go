@@ -28,7 +28,7 @@ func (a *App) start(ctx context.Context) error {
 	if a.storage, err = openStorage(a.config, a.log, func(c *state.CorruptError) { a.notes.put(damage{c}) }); err != nil {
 		return err
 	}
-	a.metrics.reads(a.storage.engine)
+	a.metrics.reads(a.storage.engine, a.storage.ram)
 	if err := a.connect(ctx); err != nil {
 		return err
 	}
@@ -356,7 +356,7 @@ func (a *App) close(end context.CancelFunc) error {
 	for _, w := range slices.Concat(a.crew(), a.leaving) {
 		errs = append(errs, w.send.close(ctx))
 	}
-	a.metrics.reads(nil)
+	a.metrics.reads(nil, nil)
 	a.metrics.unregister()
 	if a.storage != nil {
 		waitFor(ctx, a.serving.Wait)

@@ -444,6 +444,7 @@ func (w *worker) apply() bool {
 	case done:
 		w.applying = slices.Delete(w.applying, 0, 1)
 		w.pending -= p.bytes
+		w.meter.holds(p.r)
 		w.trace()
 	}
 	return true
