@@ -20,8 +20,10 @@ func TestErrorsPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	before, rest, _ := strings.Cut(string(page), "\n## Refusals of brokers\n")
+	_, after, _ := strings.Cut(rest, "\n## What is left out\n") // what lies between is for TestErrorsPageTexts
 	documented := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| ([^|]*) \\|").FindAllStringSubmatch(string(page), -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| ([^|]*) \\|").FindAllStringSubmatch(before+after, -1) {
 		documented[row[1]] = true
 		if strings.Contains(row[1], ".Err") {
 			documented[row[1]+": "+row[2]] = true
@@ -37,6 +39,45 @@ func TestErrorsPage(t *testing.T) {
 	for name := range documented {
 		if !used[name] {
 			t.Errorf("docs/errors.md has %s, which is not in the code", name)
+		}
+	}
+}
+
+// TestErrorsPageTexts checks that each text that docs/errors.md has of other errors is in the code, and that the page has each
+// answer of brokers that the code has a remedy for.
+func TestErrorsPageTexts(t *testing.T) {
+	page, err := os.ReadFile("docs/errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var code strings.Builder
+	err = filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		code.Write(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, others, ok := strings.Cut(string(page), "\n## Others\n")
+	others, _, ended := strings.Cut(others, "\n## ")
+	rows := regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(others, -1)
+	if !ok || !ended || len(rows) == 0 {
+		t.Fatal("docs/errors.md has no section of other errors")
+	}
+	for _, row := range rows {
+		if !strings.Contains(code.String(), row[1]) {
+			t.Errorf("docs/errors.md has %q, which is not in the code", row[1])
+		}
+	}
+	for _, name := range regexp.MustCompile(`(?m)^\tkerr\.(\w+)\.Code:\s+"`).FindAllStringSubmatch(code.String(), -1) {
+		text := strings.ToUpper(regexp.MustCompile(`([a-z])([A-Z])`).ReplaceAllString(name[1], "${1}_$2"))
+		text = strings.Replace(text, "IDAUTH", "ID_AUTH", 1)
+		if !strings.Contains(string(page), "`"+text+"`") {
+			t.Errorf("docs/errors.md lacks the broker's answer %s", text)
 		}
 	}
 }
