@@ -1,6 +1,7 @@
 package rabbitmq_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -82,5 +83,12 @@ func TestUnsendable(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "record t/0/0") {
 			t.Errorf("header %.20q: %v", h.Key, err)
 		}
+	}
+}
+
+func TestPrintsNoPassword(t *testing.T) {
+	b := rabbitmq.Broker{URL: "amqps://user:s3cret@host:1234/vhost"}
+	if got, want := fmt.Sprint(b), "amqps://host:1234/vhost"; got != want {
+		t.Errorf("it prints as %s, want %s", got, want)
 	}
 }

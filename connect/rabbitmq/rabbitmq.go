@@ -144,6 +144,15 @@ const (
 	stopPatience    = 5 * time.Second // for what is under way when a context ends
 )
 
+// String returns where the broker is, without user and password.
+func (b Broker) String() string {
+	uri, err := amqp.ParseURI(b.URL)
+	if err != nil {
+		return "RabbitMQ"
+	}
+	return fmt.Sprintf("%s://%s/%s", uri.Scheme, net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)), uri.Vhost)
+}
+
 func (b Broker) logger() *slog.Logger { return cmp.Or(b.Logger, slog.Default()) }
 
 // link is a connection with one channel, made again when it was lost. One goroutine has it at a time.
@@ -175,7 +184,13 @@ func (l *link) open(ctx context.Context) (*amqp.Channel, error) {
 	return l.ch, nil
 }
 
+// errAddress does not quote the address, which may have a password in it.
+var errAddress = errors.New("Broker.URL is no address of RabbitMQ: want amqp://user:password@host:port/vhost or amqps://…, with special characters percent-encoded")
+
 func (l *link) connect(ctx context.Context) error {
+	if _, err := amqp.ParseURI(l.broker.URL); err != nil {
+		return errAddress
+	}
 	config := amqp.Config{Heartbeat: heartbeat, TLSClientConfig: l.broker.TLS.Clone(), Properties: amqp.NewConnectionProperties()}
 	config.Properties.SetClientConnectionName("eddyline")
 	config.Dial = func(network, address string) (net.Conn, error) {
@@ -210,7 +225,7 @@ func (l *link) good() { l.worked, l.refused, l.fails = true, time.Time{}, 0 }
 func (l *link) lost(err error) error {
 	l.close()
 	l.fails++
-	if _, wrong := amqp.ParseURI(l.broker.URL); wrong != nil {
+	if errors.Is(err, errAddress) {
 		return err
 	}
 	if refusal(err) {
