@@ -20,13 +20,17 @@ import (
 // producers carries out what a committer asks of the brokers. It has one client a slot, made by doStart and replaced by
 // the next one, whatever state it is in: a client whose fate is unknown is never used again.
 //
-// do returns at once. Answers come from other goroutines. do and close belong to the worker's goroutine.
+// do returns at once. Answers come from other goroutines. do belongs to the worker's goroutine; close may be called from
+// another one, when the worker does not end in time.
 type producers struct {
 	cfg     producerConfig
 	answer  func(answer)
-	slots   [slotCount]*producer
 	legacy  atomic.Bool // the last that was heard of transaction.version
 	closing sync.WaitGroup
+
+	mu     sync.Mutex
+	slots  [slotCount]*producer
+	closed bool
 }
 
 type producerConfig struct {
@@ -44,8 +48,14 @@ func newProducers(cfg producerConfig, answer func(answer)) *producers {
 	return &producers{cfg: cfg, answer: answer}
 }
 
-// do carries out an effect of one of the kinds that go to a broker: doStart, doSend, doAddOffsets, doOffsets, doEnd.
+// do carries out an effect of one of the kinds that go to a broker: doStart, doSend, doAddOffsets, doOffsets, doEnd. After
+// close it does nothing.
 func (p *producers) do(e effect) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
 	if e.do == doStart {
 		p.dispose(e.slot)
 		p.slots[e.slot] = p.launch(e.slot)
@@ -55,9 +65,12 @@ func (p *producers) do(e effect) {
 
 // close gives up what is under way, and returns when every goroutine has ended, or ctx is done.
 func (p *producers) close(ctx context.Context) error {
+	p.mu.Lock()
+	p.closed = true
 	for s := range p.slots {
 		p.dispose(slot(s))
 	}
+	p.mu.Unlock()
 	done := make(chan struct{})
 	go func() {
 		p.closing.Wait()
@@ -72,7 +85,7 @@ func (p *producers) close(ctx context.Context) error {
 }
 
 // dispose gives up the client of a slot. It does not wait: a broker that is out of reach would make that long, and what
-// still arrives there finds the epoch of the next client.
+// still arrives there finds the epoch of the next client. It is called with the lock held.
 func (p *producers) dispose(s slot) {
 	if c := p.slots[s]; c != nil {
 		c.cancel()

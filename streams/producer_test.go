@@ -491,6 +491,27 @@ func TestProducersPlainWithoutBroker(t *testing.T) {
 	})
 }
 
+// A worker that does not end in time has its producers closed under it, and makes no new ones.
+func TestProducersClosedUnderTheirWorker(t *testing.T) {
+	onBrokers(t, func(b *bench) {
+		b.must(effect{do: doStart, slot: slotFirst})
+		var worker sync.WaitGroup
+		worker.Go(func() {
+			for range 10 {
+				b.producers.do(effect{do: doStart, slot: slotSecond})
+			}
+		})
+		if err := b.producers.close(t.Context()); err != nil {
+			b.Fatal(err)
+		}
+		worker.Wait()
+		b.producers.do(effect{do: doStart, slot: slotFirst})
+		if b.producers.slots != [slotCount]*producer{} {
+			b.Error("there is a client after close")
+		}
+	})
+}
+
 // A record that the broker will not take is named.
 func TestProducersRecordTooLarge(t *testing.T) {
 	onBrokers(t, func(b *bench) {
