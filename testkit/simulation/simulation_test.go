@@ -2,7 +2,9 @@
 package simulation_test
 
 import (
+	"flag"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,8 +13,39 @@ import (
 )
 
 func TestSimulate(t *testing.T) {
+	reached, all := map[string]int{}, true
 	for _, s := range scenarios {
-		t.Run(s.name, func(t *testing.T) { testkit.Simulate(t, s.Simulation) })
+		ran := false
+		t.Run(s.name, func(t *testing.T) {
+			ran = true
+			for what, n := range testkit.Simulate(t, s.Simulation) {
+				reached[what] += n
+			}
+		})
+		all = all && ran
+	}
+	if all && !testing.Short() && flag.Lookup("sim.seed").Value.String() == "0" {
+		checkReached(t, reached)
+	}
+}
+
+// checkReached fails the test if a kind of fault, or what it is to lead to, was not met.
+func checkReached(t *testing.T, reached map[string]int) {
+	for _, what := range []string{
+		"crash", "crash before", "crash after", "restart", "join", "pause", "isolate", "disk full", "damage", "wipe",
+		"refuse", "drop request", "drop answer", "delay request", "delay answer", "late request",
+		"tasks revoked", "tasks lost", "restore", "standby promoted", "log: a commit was given up", "log: state is damaged",
+		"last stable offset behind", "offsets unstable", "CONCURRENT_TRANSACTIONS", "state compared",
+	} {
+		n := 0
+		for met, times := range reached {
+			if strings.HasPrefix(met, what) {
+				n += times
+			}
+		}
+		if n == 0 {
+			t.Errorf("%q was not reached", what)
+		}
 	}
 }
 
@@ -24,6 +57,7 @@ var found = []struct {
 	was      string
 }{
 	{"words", 1101, "a disk that was full while a store was made ended the application"},
+	{"words", 2, "a worker that did not end in time had its producers closed under it, a race"},
 	{"at-least-once", 12, "a producer without an id asked for one without a pause while no broker was reached"},
 }
 
