@@ -147,7 +147,10 @@ var scenarios = []scenario{
 		s := of("at-least-once-repartitioned", func(b *topology.Builder) { countWords(b).As("counts").ToStream().To(counts) },
 			atLeastOnce, sendWords, testkit.Expect(counts, testkit.Unchecked))
 		s.Check = func(s *testkit.Sim) {
-			got := s.Cluster.Output(counts).Table()
+			got := map[string]int64{} // the largest: what an instance that is gone has sent may arrive last
+			for _, r := range s.Cluster.Output(counts).All() {
+				got[r.Key] = max(got[r.Key], r.Value)
+			}
 			for _, r := range s.Driver.Output(counts).All() {
 				if got[r.Key] < r.Value {
 					s.Fail("%s was counted %d times, want at least %d", r.Key, got[r.Key], r.Value)
