@@ -80,7 +80,7 @@ func TestSurprises(t *testing.T) {
 		"the right to write is lost": {
 			happens: func(b *bubble, w *watched) {
 				b.control(kmsg.Produce, func(req kmsg.Request) kmsg.Response { return refuseProduce(req, kerr.TopicAuthorizationFailed) })
-				go b.send("in", 0, "d")
+				b.client.Produce(b.t.Context(), &kgo.Record{Topic: "in", Key: []byte("k"), Value: []byte("d")}, nil)
 			},
 			is: kerr.TopicAuthorizationFailed, want: []string{"out", "grant"},
 		},
@@ -97,7 +97,7 @@ func TestSurprises(t *testing.T) {
 		"a topic takes less than it did": {
 			happens: func(b *bubble, w *watched) {
 				b.control(kmsg.Produce, func(req kmsg.Request) kmsg.Response { return refuseProduce(req, kerr.MessageTooLarge) })
-				go b.send("in", 0, "d")
+				b.client.Produce(b.t.Context(), &kgo.Record{Topic: "in", Key: []byte("k"), Value: []byte("d")}, nil)
 			},
 			is: kerr.MessageTooLarge, want: []string{"out", "max.message.bytes"},
 		},
