@@ -578,6 +578,10 @@ func (g *planner) sinks() {
 
 func (g *planner) steps(commits bool) (all []map[string]any) {
 	at := int64(g.IntN(3)) * 5000
+	grid := int64(1)
+	if g.chance(2) {
+		grid = 500 // so that records meet the ends of windows and of grace
+	}
 	text := func(none int, of string) any {
 		if g.chance(none) {
 			return nil
@@ -602,6 +606,7 @@ func (g *planner) steps(commits bool) (all []map[string]any) {
 			if g.chance(12) && at > 80_000 {
 				ts = at - 80_000
 			}
+			ts -= ts % grid
 			if g.inOrder {
 				at++
 				ts = at
