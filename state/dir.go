@@ -69,6 +69,7 @@ const (
 	identityName = "identity"
 	topologyName = "topology"
 	dbName       = "db"
+	engineName   = "engine" // of an engine that is not ours
 )
 
 // OpenDir opens the state directory path, and makes it if there is none. It fails with [ErrLocked] if another process has
@@ -172,7 +173,7 @@ func (d *Dir) list() error {
 	}
 	for _, n := range names {
 		switch {
-		case n == dbName || n == identityName:
+		case n == dbName || n == engineName || n == identityName:
 			d.existed = true
 		case n == topologyName, n == topologyName+".new":
 		case n == lockName, n == holderName, n == holderName+".new", n == identityName+".new":
@@ -334,6 +335,14 @@ func (d *Dir) Path() string { return d.path }
 func (d *Dir) OpenPebble(o PebbleOptions) (*Pebble, error) {
 	o.FS = d.fs
 	return OpenPebble(d.name(dbName), o)
+}
+
+// EngineDir returns a directory inside this one for an engine other than Pebble, and makes it if there is none.
+func (d *Dir) EngineDir() (string, error) {
+	if err := d.fs.MkdirAll(d.name(engineName), dirMode); err != nil {
+		return "", fmt.Errorf("make the directory of the engine in %s: %w", d.path, err)
+	}
+	return filepath.Join(d.path, engineName), nil
 }
 
 // Check returns an error if the directory, its lock, its identity or its database is not what it was when it was looked at

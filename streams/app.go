@@ -581,7 +581,7 @@ func (n reopened) noted(a *App) {
 type damage struct{ err *state.CorruptError }
 
 func (d damage) noted(a *App) {
-	if a.stopping || d.err.Whole && (a.renewing || a.storage.engine.Failure() == nil) {
+	if a.stopping || d.err.Whole && (a.renewing || a.storage.sound()) {
 		return // it was opened again since
 	}
 	a.log.Error("state is damaged: it is dropped and restored from the changelogs", "error", d.err)

@@ -174,6 +174,62 @@ func TestAppCounts(t *testing.T) {
 	}
 }
 
+// keptEngine is an engine that has after its end what it had before.
+type keptEngine struct{ *state.Memory }
+
+func (keptEngine) Close() error { return nil }
+
+// TestAppOwnEngine counts in an engine of the user's, stops, and goes on from what the engine has.
+func TestAppOwnEngine(t *testing.T) {
+	brokers := fakeCluster(t, 1, "lines", "counts")
+	engine := keptEngine{state.NewMemory()}
+	c := testConfig(brokers)
+	c.Metrics = prometheus.NewRegistry()
+	var dirs []string
+	c.Engine = func(dir string) (state.Engine, error) {
+		dirs = append(dirs, dir)
+		return engine, nil
+	}
+	var mu sync.Mutex
+	restored := map[int]int64{} // by run
+	for run, want := range []string{"a=1", "a=2"} {
+		c.OnEvent = func(e Event) {
+			if e, ok := e.(RestoreEnded); ok {
+				mu.Lock()
+				defer mu.Unlock()
+				restored[run] += e.Records
+			}
+		}
+		a, stop := runApp(t, graphOf(t, wordCount("lines", "counts")), c)
+		ready(t, a)
+		send(t, brokers, lineOf("a"))
+		if got := texts(t, receive(t, brokers, "counts", run+1)); got[run] != want {
+			t.Errorf("run %d: %v, want %s", run+1, got, want)
+		}
+		if _, err := c.Metrics.(*prometheus.Registry).Gather(); err != nil {
+			t.Error(err)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := filepath.Join("state", "engine"); !slices.Equal(dirs, []string{want, want}) {
+		t.Errorf("opened in %q, want %s twice", dirs, want)
+	}
+	if restored[1] != 0 {
+		t.Errorf("the second run restored %d records that the engine had", restored[1])
+	}
+
+	c.Engine = func(string) (state.Engine, error) { return nil, errors.New("no licence") }
+	a, err := New(graphOf(t, wordCount("lines", "counts")), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "Config.Engine") || !strings.Contains(err.Error(), "no licence") {
+		t.Errorf("an engine that does not open: %v", err)
+	}
+}
+
 // TestAppErrors starts applications that cannot run: each error names the thing and the remedy.
 func TestAppErrors(t *testing.T) {
 	brokers := fakeCluster(t, 2, "lines", "counts", "one", "two", "narrow")

@@ -208,6 +208,11 @@ type Config struct {
 	// take by stopping. It may be called by several goroutines at once. Default: nil, StopInstance.
 	OnUncaught func(error) Reaction
 
+	// Engine opens what keeps the stores that are not in memory, instead of Pebble: an engine of one's own, which has to pass
+	// the tests of [github.com/eddyline/eddyline/state/statetest]. dir is a directory for it alone inside StateDir; the
+	// application closes it. Metrics of the state database are zero then. Default: nil.
+	Engine func(dir string) (state.Engine, error)
+
 	// Host is what the application takes from the machine that it runs on. Default: the machine itself.
 	Host Host
 }

@@ -15,7 +15,8 @@ import (
 // memory.
 type storage struct {
 	dir    *state.Dir
-	engine *state.Pebble
+	engine state.Engine
+	pebble *state.Pebble // the engine, unless it is one of the user's
 	ram    *state.Memory
 	disk   *state.Spaces // of engine
 	memory *state.Spaces // of ram
@@ -42,12 +43,7 @@ func openStorage(c Config, log *slog.Logger, corrupt func(*state.CorruptError)) 
 		return nil, err
 	}
 	s.fresh = s.dir.Slots() == 0
-	m := c.memory()
-	s.engine, err = s.dir.OpenPebble(state.PebbleOptions{
-		MemTableBytes: m.memtable, CacheBytes: m.blocks, Logger: log,
-		OnCorrupt: corrupt,
-	})
-	if err != nil {
+	if err := s.open(c, corrupt); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	if s.disk, err = state.OpenSpaces(s.engine); err == nil {
@@ -58,6 +54,32 @@ func openStorage(c Config, log *slog.Logger, corrupt func(*state.CorruptError)) 
 	}
 	log.Info("state directory", "path", s.dir.Path(), "identity", s.dir.Identity(), "existed", s.dir.Existed())
 	return s, nil
+}
+
+// open opens the engine.
+func (s *storage) open(c Config, corrupt func(*state.CorruptError)) (err error) {
+	if c.Engine == nil {
+		m := c.memory()
+		s.pebble, err = s.dir.OpenPebble(state.PebbleOptions{
+			MemTableBytes: m.memtable, CacheBytes: m.blocks, Logger: s.log,
+			OnCorrupt: corrupt,
+		})
+		if err == nil {
+			s.engine = s.pebble
+		}
+		return err
+	}
+	dir, err := s.dir.EngineDir()
+	if err != nil {
+		return err
+	}
+	if s.engine, err = c.Engine(dir); err != nil {
+		return fmt.Errorf("open the engine of Config.Engine in %s: %w", dir, err)
+	}
+	if s.engine == nil {
+		return fmt.Errorf("open the engine of Config.Engine in %s: it returned none", dir)
+	}
+	return nil
 }
 
 // close flushes, closes and gives the directory free. What could not be written is not missed: it is restored.
@@ -87,8 +109,8 @@ func (s *storage) spaces(spec *topology.StoreSpec) *state.Spaces {
 // relax waits while the database is busy with what was written to it already, so that tasks that run do not wait for what
 // is restored beside them: all stores have the same disk.
 func (s *storage) relax(ctx context.Context) error {
-	for began := time.Now(); ; {
-		l0, debt := s.engine.Pressure()
+	for began := time.Now(); s.pebble != nil; {
+		l0, debt := s.pebble.Pressure()
 		if l0 < mostL0 && debt < mostDebt || time.Since(began) > longestRelax {
 			return nil
 		}
@@ -96,6 +118,7 @@ func (s *storage) relax(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // flush writes what lies in memory to disk every so often, so that little has to be read again after a crash. Before,
@@ -125,13 +148,16 @@ func (a *App) flush(ctx context.Context) {
 
 // check has the database fail if its directory is not there any more: what is written is lost then.
 func (s *storage) check() {
-	if s.engine.Failure() != nil {
-		return // it is being opened again
+	if !s.sound() {
+		return // it is being opened again, or a user's
 	}
 	if err := s.dir.Check(); err != nil {
-		s.engine.Fail(err)
+		s.pebble.Fail(err)
 	}
 }
+
+// sound tells whether the engine is known to work. Of an engine of the user's that is not known.
+func (s *storage) sound() bool { return s.pebble != nil && s.pebble.Failure() == nil }
 
 // stamp has all workers note the time in the state of their tasks.
 func (a *App) stamp(ctx context.Context) {

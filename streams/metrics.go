@@ -96,7 +96,7 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-// reads tells which state database to look at; nil: none any more.
+// reads tells which state database to look at; nil: none any more, or one of the user's, of which nothing is known.
 func (m *metrics) reads(e *state.Pebble, ram *state.Memory) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -171,7 +171,10 @@ func (m *metrics) scrape() *scrape {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.engine != nil {
-		s.engine, s.ram = m.engine.Stats(), m.ram.Bytes()
+		s.engine = m.engine.Stats()
+	}
+	if m.ram != nil {
+		s.ram = m.ram.Bytes()
 	}
 	s.workers, s.topics, s.stores, s.latency = slices.Clone(m.workers), maps.Clone(m.topics), maps.Clone(m.stores), maps.Clone(m.latency)
 	for _, p := range slices.SortedFunc(maps.Values(m.restores), func(a, b RestoreProgress) int {

@@ -28,7 +28,7 @@ func (a *App) start(ctx context.Context) error {
 	if a.storage, err = openStorage(a.config, a.log, func(c *state.CorruptError) { a.notes.put(damage{c}) }); err != nil {
 		return err
 	}
-	a.metrics.reads(a.storage.engine, a.storage.ram)
+	a.metrics.reads(a.storage.pebble, a.storage.ram)
 	if err := a.connect(ctx); err != nil {
 		return err
 	}
