@@ -38,6 +38,7 @@ type worker struct {
 	touched  []*running // contribute to the open buffer
 	bytes    int64      // of the open buffers of their stores
 	asked    bool       // a processor asked for a commit
+	unread   []read     // failures of partitions that cannot be read on
 	sealing  *sealing   // the batch on its way, or nil
 	applying []*sealedPart
 	pending  int64               // bytes of applying
@@ -264,6 +265,7 @@ func (w *worker) wake() time.Time {
 // advance moves the commit on.
 func (w *worker) advance() {
 	for {
+		w.giveUp()
 		w.letGo()
 		e, ok := w.commit.advance(time.Now(), w.load())
 		w.trace()
@@ -273,6 +275,24 @@ func (w *worker) advance() {
 		w.do(e)
 		w.trace()
 	}
+}
+
+// giveUp handles partitions that cannot be read on, once what was read before is processed and committed: the way out can
+// be to go on behind the place.
+func (w *worker) giveUp() {
+	w.unread = slices.DeleteFunc(w.unread, func(in read) bool {
+		r := in.r
+		p := r.inputs[in.feed]
+		if p == nil || r.gone || r.left != nil {
+			return true
+		}
+		if p.held > 0 || r.touched || r.committing {
+			w.asked = w.asked || r.touched
+			return false
+		}
+		w.app.broken(w, r, in.fetched)
+		return true
+	})
 }
 
 // letGo closes the tasks that are given back and have nothing on its way any more.
@@ -616,7 +636,7 @@ func (in read) take(w *worker) {
 	}
 	p := r.inputs[in.feed]
 	if in.err != nil {
-		w.app.broken(w, r, in.fetched)
+		w.unread = append(w.unread, in)
 		return
 	}
 	r.task.Collect(&w.open.out, time.Now().UnixMilli())
