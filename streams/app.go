@@ -177,6 +177,11 @@ func (a *App) Ready(ctx context.Context) error {
 	}
 }
 
+// Format implements [fmt.Formatter]: it prints the application's id and state, and nothing of what it holds.
+func (a *App) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "application %s, %v", a.config.ApplicationID, a.State())
+}
+
 // State returns the state of the application.
 func (a *App) State() State { return State(a.state.Load()) }
 
