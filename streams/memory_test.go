@@ -35,6 +35,9 @@ func resident(t *testing.T) float64 {
 
 // TestMemoryGauges fills a store in memory, and compares the gauges of memory with what the process has.
 func TestMemoryGauges(t *testing.T) {
+	if testing.Short() {
+		t.Skip("with -short: the race detector, which runs so, has memory of its own for every byte")
+	}
 	brokers := fakeCluster(t, 1, "lines")
 	registry := prometheus.NewPedanticRegistry()
 	c := testConfig(brokers)
