@@ -128,8 +128,10 @@ func TestInputIsPaused(t *testing.T) {
 		return time.Since(still) > 4*fetchWait
 	})
 	t.Logf("%d bytes are queued, of %d that may be, and 20 MB that there are", most, bound)
-	if most == 0 || most > 2*bound {
-		t.Errorf("%d bytes are queued, want at most %d and a fetch", most, bound)
+	// A partition that holds a little less than its share is asked for once more, and a broker ends with a whole batch.
+	const partitions, batch = 2, 1 << 20
+	if limit := bound + partitions*(mostPartBytes+batch); most == 0 || most > limit {
+		t.Errorf("%d bytes are queued, want at most %d", most, limit)
 	}
 	close(enough)
 	eventually(t, time.Minute, "everything is processed", func() bool { return queued() == 0 })
