@@ -63,6 +63,7 @@ type feed struct {
 	removed bool
 	retryAt time.Time
 	fails   int
+	tight   int // how many times the bytes to ask for are halved, because what came unpacked to more than the share
 }
 
 // fetched is a part of a partition.
@@ -85,6 +86,7 @@ const (
 	firstBackoff   = 20 * time.Millisecond
 	lastBackoff    = 250 * time.Millisecond
 	leastFeedBytes = 64 << 10
+	mostTight      = 4
 	// lastingAfter is how many times in a row a partition has to be refused before that counts as final: a broker that has
 	// just begun to lead does not know a topic's id at first, and one that is in trouble says anything.
 	lastingAfter = 40
@@ -299,7 +301,7 @@ func (l *fetchLoop) fetch(want wanted) {
 		p := partitionOf(resp, d)
 		var got fetched
 		if p != nil {
-			got = l.f.read(d, p)
+			got = l.f.read(d, p, want.share)
 		}
 		stale = l.finish(d, p, got) || stale
 	}
@@ -322,7 +324,7 @@ func (l *fetchLoop) request(want wanted) (*kmsg.FetchResponse, error) {
 	for _, d := range want.feeds {
 		p := kmsg.NewFetchRequestTopicPartition()
 		p.Partition, p.FetchOffset, p.CurrentLeaderEpoch = d.partition, d.next, -1
-		p.PartitionMaxBytes = l.most(min(mostPartBytes, want.share))
+		p.PartitionMaxBytes = l.most(min(mostPartBytes, want.share) >> d.tight)
 		i := slices.IndexFunc(req.Topics, func(t kmsg.FetchRequestTopic) bool { return t.Topic == d.topicPartition.topic })
 		if i < 0 {
 			t := kmsg.NewFetchRequestTopic()
@@ -380,8 +382,32 @@ func backoff(fails int) time.Duration {
 	return min(lastBackoff, firstBackoff<<min(max(fails-1, 0), 10))
 }
 
-// read decodes an answer. It does not touch what the lock guards.
-func (f *fetcher) read(d *feed, p *kmsg.FetchResponseTopicPartition) fetched {
+// errEnough ends the decoding of an answer.
+var errEnough = errors.New("enough was unpacked")
+
+// unpacker decompresses batches until they have given so many bytes, but at least one: a megabyte that the broker sends
+// may become any number of them.
+type unpacker struct {
+	kgo.Decompressor
+	left   int64
+	some   bool
+	enough bool // a batch was refused
+}
+
+func (u *unpacker) Decompress(src []byte, codec kgo.CompressionCodecType) ([]byte, error) {
+	if u.some && u.left <= 0 {
+		u.enough = true
+		return nil, errEnough
+	}
+	out, err := u.Decompressor.Decompress(src, codec)
+	u.left -= int64(len(out))
+	u.some = true
+	return out, err
+}
+
+// read decodes an answer for a feed, which may hold share bytes: what is left of the answer then is asked for again. It
+// does not touch what the lock guards.
+func (f *fetcher) read(d *feed, p *kmsg.FetchResponseTopicPartition, share int64) fetched {
 	o := kgo.ProcessFetchPartitionOpts{Offset: d.next, Topic: d.topicPartition.topic, Partition: d.partition}
 	got := fetched{feed: d, end: p.HighWatermark}
 	if f.committed {
@@ -390,7 +416,15 @@ func (f *fetcher) read(d *feed, p *kmsg.FetchResponseTopicPartition) fetched {
 			got.end = p.LastStableOffset
 		}
 	}
-	part, next := kgo.ProcessFetchPartition(o, p, f.unpack, nil)
+	unpack := &unpacker{Decompressor: f.unpack, left: share - d.queued.Load()}
+	part, next := kgo.ProcessFetchPartition(o, p, unpack, nil)
+	switch {
+	case unpack.enough:
+		part.Err = nil
+		d.tight = min(d.tight+1, mostTight)
+	case unpack.left > share/2:
+		d.tight = max(d.tight-1, 0)
+	}
 	got.next, got.err = next, part.Err
 	if p.ErrorCode == 0 && len(part.Records) > 0 {
 		got.err = nil // of a batch behind those that could be read: it is the first one of the next answer
@@ -399,7 +433,7 @@ func (f *fetcher) read(d *feed, p *kmsg.FetchResponseTopicPartition) fetched {
 		got.err = fmt.Errorf("%w: raise it, or leave the batch out by setting the group's offset to %d (%w)", ErrBatchTooLarge, large.NextOffset,
 			kgo.ErrMaxDecompress)
 	}
-	got.reached = part.Err == nil && next >= got.end
+	got.reached = part.Err == nil && !unpack.enough && next >= got.end
 	if len(part.Records) > 0 {
 		got.records = make([]topology.Input, len(part.Records))
 		for i, r := range part.Records {
