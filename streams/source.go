@@ -14,8 +14,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/eddyline/eddyline/serde"
-	"github.com/eddyline/eddyline/streams/task"
 	"github.com/eddyline/eddyline/topology"
 )
 
@@ -382,82 +380,26 @@ func backoff(fails int) time.Duration {
 	return min(lastBackoff, firstBackoff<<min(max(fails-1, 0), 10))
 }
 
-// errEnough ends the decoding of an answer.
-var errEnough = errors.New("enough was unpacked")
-
-// unpacker decompresses batches until they have given so many bytes, but at least one: a megabyte that the broker sends
-// may become any number of them.
-type unpacker struct {
-	kgo.Decompressor
-	left   int64
-	some   bool
-	enough bool // a batch was refused
-}
-
-func (u *unpacker) Decompress(src []byte, codec kgo.CompressionCodecType) ([]byte, error) {
-	if u.some && u.left <= 0 {
-		u.enough = true
-		return nil, errEnough
-	}
-	out, err := u.Decompressor.Decompress(src, codec)
-	u.left -= int64(len(out))
-	u.some = true
-	return out, err
-}
-
-// read decodes an answer for a feed, which may hold share bytes: what is left of the answer then is asked for again. It
-// does not touch what the lock guards.
+// read decodes an answer for a feed, which may hold share bytes. It does not touch what the lock guards.
 func (f *fetcher) read(d *feed, p *kmsg.FetchResponseTopicPartition, share int64) fetched {
-	o := kgo.ProcessFetchPartitionOpts{Offset: d.next, Topic: d.topicPartition.topic, Partition: d.partition}
 	got := fetched{feed: d, end: p.HighWatermark}
-	if f.committed {
-		o.IsolationLevel = kgo.ReadCommitted()
-		if p.LastStableOffset >= 0 {
-			got.end = p.LastStableOffset
-		}
+	if f.committed && p.LastStableOffset >= 0 {
+		got.end = p.LastStableOffset
 	}
-	unpack := &unpacker{Decompressor: f.unpack, left: share - d.queued.Load()}
-	part, next := kgo.ProcessFetchPartition(o, p, unpack, nil)
+	b := batches{name: d.name, partition: d.partition, next: d.next, unpack: f.unpack, committed: f.committed, room: share - d.queued.Load()}
+	err := b.read(p)
 	switch {
-	case unpack.enough:
-		part.Err = nil
+	case b.full:
 		d.tight = min(d.tight+1, mostTight)
-	case unpack.left > share/2:
+	case b.bytes < b.room/2:
 		d.tight = max(d.tight-1, 0)
 	}
-	got.next, got.err = next, part.Err
-	if p.ErrorCode == 0 && len(part.Records) > 0 {
-		got.err = nil // of a batch behind those that could be read: it is the first one of the next answer
-	}
-	if large, ok := errors.AsType[*kgo.ErrDecompressTooLarge](got.err); ok {
-		got.err = fmt.Errorf("%w: raise it, or leave the batch out by setting the group's offset to %d (%w)", ErrBatchTooLarge, large.NextOffset,
-			kgo.ErrMaxDecompress)
-	}
-	got.reached = part.Err == nil && !unpack.enough && next >= got.end
-	if len(part.Records) > 0 {
-		got.records = make([]topology.Input, len(part.Records))
-		for i, r := range part.Records {
-			got.records[i] = toInput(d.name, r)
-			got.bytes += int64(task.Size(&got.records[i]))
-		}
+	got.records, got.bytes, got.next = b.records, b.bytes, b.next
+	got.reached = err == nil && !b.full && b.next >= got.end
+	if b.next == d.next {
+		got.err = err // else it is of a batch behind those that could be read: that is the first one of the next answer
 	}
 	return got
-}
-
-// toInput returns a record as a task takes it.
-func toInput(name string, r *kgo.Record) topology.Input {
-	in := topology.Input{
-		Topic: name, Partition: r.Partition, Offset: r.Offset, LeaderEpoch: r.LeaderEpoch,
-		Timestamp: r.Timestamp.UnixMilli(), Key: r.Key, Value: r.Value,
-	}
-	if len(r.Headers) > 0 {
-		list := make([]serde.Header, len(r.Headers))
-		for i, h := range r.Headers {
-			list[i] = serde.Header{Key: h.Key, Value: h.Value}
-		}
-		in.Headers = serde.HeadersOf(list...)
-	}
-	return in
 }
 
 // finish delivers what was read for a feed, and reports whether its leader has to be looked for. p is nil if the broker
