@@ -101,7 +101,8 @@ type Pebble struct {
 	fs       *guardFS
 	cache    *pebble.Cache
 	guard    *guard
-	reopened time.Time // when Reopen was called last
+	reopened time.Time // when Reopen opened it last
+	closed   bool      // by a Reopen that failed
 
 	stalled   atomic.Int64 // nanoseconds that writers waited
 	stalledAt atomic.Int64 // when the wait that goes on began, in Unix nanoseconds, or 0
@@ -163,24 +164,26 @@ func (e *Pebble) begin() error {
 }
 
 // Reopen implements [Engine]. What lies on disk is opened again, as after a start. Where that has failed again soon after,
-// it is moved aside, and an empty database takes its place.
+// it is moved aside, and an empty database takes its place. After an error it can be tried again.
 func (e *Pebble) Reopen() error {
 	e.guard.fail(errReopened)
 	if !within(closeWait, e.use.Lock) {
 		return fmt.Errorf("open the state database %s again: %w", e.dir, errStuck)
 	}
 	defer e.use.Unlock()
-	e.guard.close()
-	if err := e.closeDB(); err != nil {
-		if errors.Is(err, errStuck) {
-			return err
+	if !e.closed {
+		e.guard.close()
+		if err := e.closeDB(); err != nil {
+			if errors.Is(err, errStuck) {
+				return err
+			}
+			e.o.Logger.Warn("the state database that failed could not be closed as it should", "error", err)
 		}
-		e.o.Logger.Warn("the state database that failed could not be closed as it should", "error", err)
+		e.cache.Unref()
+		e.closed = true
 	}
-	e.cache.Unref()
-	last := e.reopened
-	e.reopened = e.o.Now()
-	if !last.IsZero() && e.reopened.Sub(last) < soonAgain {
+	now := e.o.Now()
+	if !e.reopened.IsZero() && now.Sub(e.reopened) < soonAgain {
 		if _, err := e.o.FS.Stat(e.dir); err == nil {
 			if err := e.moveAside(errors.New("it failed again soon after it was opened again")); err != nil {
 				return err
@@ -188,8 +191,10 @@ func (e *Pebble) Reopen() error {
 		}
 	}
 	if err := e.begin(); err != nil {
+		e.guard.fail(err)
 		return err
 	}
+	e.closed, e.reopened = false, now
 	e.unflushed.Store(0)
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -618,8 +623,11 @@ func (w *tableWriter) remove() {
 	}
 }
 
-// Excise implements [Engine].
+// Excise implements [Engine]. What is written is flushed first: Pebble would wait for that itself, for ever if the disk fails.
 func (e *Pebble) Excise(from, to []byte) error {
+	if err := e.Flush(); err != nil {
+		return err
+	}
 	e.use.RLock()
 	defer e.use.RUnlock()
 	if err := e.guard.check(); err != nil {
@@ -641,6 +649,9 @@ func (e *Pebble) Pressure() (l0 int, debtBytes int64) {
 func (e *Pebble) metrics() *pebble.Metrics {
 	e.use.RLock()
 	defer e.use.RUnlock()
+	if e.closed {
+		return new(pebble.Metrics)
+	}
 	return e.db.Metrics()
 }
 
@@ -682,6 +693,13 @@ func (e *Pebble) DiskBytes() int64 { return int64(e.metrics().DiskSpaceUsage()) 
 // Close implements [Engine]. Where the flush fails the database is closed all the same, and the tail that is lost is read
 // from the changelogs again. It does not wait for ever for a disk that does not answer.
 func (e *Pebble) Close() error {
+	if !within(closeWait, e.use.RLock) {
+		return fmt.Errorf("close the state database %s: %w", e.dir, errStuck)
+	}
+	e.use.RUnlock()
+	if e.closed {
+		return nil // it could not be opened again
+	}
 	err := e.Failure()
 	if err == nil {
 		err = e.flush(time.After(closeWait))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	iofs "io/fs"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -58,6 +59,13 @@ func (h *hookFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.Op
 func (h *hookFS) OpenDir(name string) (vfs.File, error) {
 	f, err := h.FS.OpenDir(name)
 	return &hookFile{f, h, name}, err
+}
+
+func (h *hookFS) MkdirAll(name string, mode iofs.FileMode) error {
+	if err := h.call("mkdir", name); err != nil {
+		return err
+	}
+	return h.FS.MkdirAll(name, mode)
 }
 
 func (h *hookFS) Link(a, b string) error {
@@ -689,3 +697,72 @@ func TestCrashWhileApplying(t *testing.T) {
 
 // logged is a record of a changelog.
 type logged struct{ key, value []byte }
+
+// TestReopenAgain opens a database again while its directory is being deleted: that fails, and can be tried again. Until it
+// has gone well everything else fails, too.
+func TestReopenAgain(t *testing.T) {
+	fs := &hookFS{FS: NewMemoryFS()}
+	e, err := OpenPebble("/state/db", PebbleOptions{FS: fs, Logger: testLog(t)})
+	must(t, err)
+	h := newHistory(t, e, 3)
+	must(t, h.batch(0, rand.New(rand.NewPCG(1, 2))))
+	must(t, e.Flush())
+	gone := func(op, _ string) error {
+		if op == "mkdir" {
+			return iofs.ErrNotExist
+		}
+		return nil
+	}
+	fs.set(gone)
+	for range 2 {
+		if err := e.Reopen(); !errors.Is(err, iofs.ErrNotExist) {
+			t.Fatalf("Reopen() = %v, want %v", err, iofs.ErrNotExist)
+		}
+		if _, _, err := e.Get(nil, []byte("\x00\x00\x00\x01")); !errors.Is(err, ErrFailed) {
+			t.Errorf("Get() = %v, want %v", err, ErrFailed)
+		}
+		if err := h.batch(0, rand.New(rand.NewPCG(3, 4))); !errors.Is(err, ErrFailed) {
+			t.Errorf("Apply() = %v, want %v", err, ErrFailed)
+		}
+		if n := e.Stats().MemoryBytes; n != 0 {
+			t.Errorf("it holds %d bytes", n)
+		}
+	}
+	fs.set(nil)
+	must(t, e.Reopen())
+	must(t, e.Close())
+	checkSurvivors(t, fs.FS, h.writes, []int64{0, 0, 0}) // it may have been moved aside
+
+	e, err = OpenPebble("/state/db", PebbleOptions{FS: fs, Logger: testLog(t)})
+	must(t, err)
+	fs.set(gone)
+	if err := e.Reopen(); !errors.Is(err, iofs.ErrNotExist) {
+		t.Fatalf("Reopen() = %v, want %v", err, iofs.ErrNotExist)
+	}
+	must(t, e.Close())
+}
+
+// TestExciseWhileDiskFails drops a span whose last writes cannot be flushed: it says so, and does not wait for that.
+func TestExciseWhileDiskFails(t *testing.T) {
+	for _, failure := range []error{syscall.EIO, iofs.ErrNotExist} {
+		synctest.Test(t, func(t *testing.T) {
+			fs := &hookFS{FS: NewMemoryFS()}
+			e, err := OpenPebble("/state/db", PebbleOptions{FS: fs, Logger: testLog(t)})
+			must(t, err)
+			h := newHistory(t, e, 3)
+			must(t, h.batch(0, rand.New(rand.NewPCG(1, 2))))
+			fs.set(func(op, _ string) error {
+				if op == "create" {
+					return failure
+				}
+				return nil
+			})
+			from, to := spanBounds(0)
+			if err := e.Excise(from, to); !errors.Is(err, failure) {
+				t.Errorf("Excise() = %v, want %v", err, failure)
+			}
+			fs.set(nil)
+			e.Close()
+		})
+	}
+}

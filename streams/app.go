@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"slices"
@@ -638,19 +639,35 @@ func (a *App) hit(c *state.CorruptError) map[task.ID]bool {
 // heal drops what is damaged, once nobody uses it. Where that finds more damage, it begins again with all of it.
 func (a *App) heal(c *state.CorruptError) {
 	err := a.globals.heal(a.life, c, func() error {
-		if c.Whole {
-			if err := a.storage.dir.Mend(); err != nil {
+		for began := time.Now(); ; {
+			err := a.mend(c)
+			if !errors.Is(err, fs.ErrNotExist) || time.Since(began) > mendFor || pause(a.life, mendPause) != nil {
 				return err
 			}
 		}
-		_, err := a.storage.disk.Heal(c)
-		return err
 	})
 	more, corrupt := errors.AsType[*state.CorruptError](err)
 	if err != nil && !corrupt && a.life.Err() == nil {
 		a.fail(fmt.Errorf("heal the state in %s: %w", a.storage.dir.Path(), err))
 	}
 	a.notes.put(healed{c.Whole, more})
+}
+
+// Whoever deletes the state directory may not be done with it when it is made again.
+const (
+	mendFor   = 5 * time.Second
+	mendPause = 20 * time.Millisecond
+)
+
+// mend drops what is damaged from the disk. It can be tried again.
+func (a *App) mend(c *state.CorruptError) error {
+	if c.Whole {
+		if err := a.storage.dir.Mend(); err != nil {
+			return err
+		}
+	}
+	_, err := a.storage.disk.Heal(c)
+	return err
 }
 
 // healed has the tasks opened whose state was damaged, once nothing is being healed any more.

@@ -474,8 +474,8 @@ func TestAppStateGone(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(c.StateDir, "db", "LOCK")); err == nil {
 				break
 			}
-			if time.Since(began) > 30*time.Second {
-				t.Fatal("the state directory is not made again")
+			if time.Since(began) > 30*time.Second || a.State() == Failed {
+				t.Fatalf("the state directory is not made again: %v", stop())
 			}
 		}
 	}
