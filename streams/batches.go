@@ -58,6 +58,7 @@ const (
 	attrsControl       = 0x20
 
 	leastRecordBytes = 7
+	leastHeaderBytes = 2
 )
 
 var (
@@ -169,15 +170,16 @@ func (b *batches) decode(in, raw []byte, attrs uint16, producer int64) error {
 	had, bytes := len(b.records), int64(0)
 	b.records = slices.Grow(b.records, count)
 	of := topology.Input{Topic: b.name, Partition: b.partition, LeaderEpoch: int32(binary.BigEndian.Uint32(in[batchEpochAt:]))}
-	left := kbin.Reader{Src: raw}
+	c := cursor{b: raw}
 	for i := range count {
-		r := kbin.Reader{Src: left.Span(int(left.Varint()))}
-		r.Int8() // attributes, of which there are none
-		ms := firstMs + r.Varlong()
-		offset := first + int64(r.Varint())
-		key, value := r.VarintBytes(), r.VarintBytes()
-		headers := headersOf(&r)
-		if !left.Ok() || !r.Ok() || len(r.Src) > 0 {
+		length := c.varint()
+		end := int64(c.at) + length
+		c.skip(1) // attributes, of which there are none
+		ms := firstMs + c.varint()
+		offset := first + c.varint()
+		key, value := c.bytes(), c.bytes()
+		headers := c.headers()
+		if c.bad || int64(c.at) != end {
 			b.records = b.records[:had]
 			return b.corrupt(in, "its record %d cannot be read", i)
 		}
@@ -193,26 +195,66 @@ func (b *batches) decode(in, raw []byte, attrs uint16, producer int64) error {
 		if attrs&attrsLogAppendTime != 0 {
 			ms = int64(binary.BigEndian.Uint64(in[batchMaxMsAt:]))
 		}
-		of.Offset, of.Timestamp, of.Key, of.Value, of.Headers = offset, ms, key, value, headers
 		b.records = append(b.records, of)
-		bytes += int64(task.Size(&of))
+		to := &b.records[len(b.records)-1]
+		to.Offset, to.Timestamp, to.Key, to.Value, to.Headers = offset, ms, key, value, headers
+		bytes += int64(task.Size(to))
 	}
-	if len(left.Src) > 0 {
+	if c.at < len(raw) {
 		b.records = b.records[:had]
-		return b.corrupt(in, "%d bytes are left behind its records", len(left.Src))
+		return b.corrupt(in, "%d bytes are left behind its records", len(raw)-c.at)
 	}
 	b.bytes += bytes
 	return nil
 }
 
-func headersOf(r *kbin.Reader) serde.Headers {
-	n := r.VarintArrayLen()
+// cursor reads the parts of records. Behind the end, or what cannot be, it is bad and gives zeros.
+type cursor struct {
+	b   []byte
+	at  int
+	bad bool
+}
+
+func (c *cursor) varint() int64 {
+	v, n := kbin.Varlong(c.b[c.at:])
 	if n <= 0 {
+		c.bad = true
+		return 0
+	}
+	c.at += n
+	return v
+}
+
+func (c *cursor) skip(n int64) {
+	if n < 0 || n > int64(len(c.b)-c.at) {
+		c.bad = true
+		return
+	}
+	c.at += int(n)
+}
+
+// bytes returns what a length is written before, nil for Kafka's null.
+func (c *cursor) bytes() []byte {
+	n, at := c.varint(), c.at
+	if n < 0 {
+		return nil
+	}
+	c.skip(n)
+	return c.b[at:c.at:c.at]
+}
+
+func (c *cursor) headers() serde.Headers {
+	n := c.varint()
+	if n == 0 {
+		return serde.Headers{}
+	}
+	if n < 0 || n > int64(len(c.b)-c.at)/leastHeaderBytes {
+		c.bad = true
 		return serde.Headers{}
 	}
 	list := make([]serde.Header, n)
 	for i := range list {
-		list[i] = serde.Header{Key: r.VarintString(), Value: r.VarintBytes()}
+		list[i] = serde.Header{Key: string(c.bytes()), Value: c.bytes()}
 	}
 	return serde.HeadersOf(list...)
 }
