@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/topology"
 )
 
@@ -146,17 +148,14 @@ func TestBatchesOfTransactions(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	topics, err := kadm.NewClient(c).ListTopics(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	id := topicID(t, c, "topic")
 	for from, end := int64(0), int64(1); from < end; from++ {
 		for level, isolation := range []kgo.IsolationLevel{kgo.ReadUncommitted(), kgo.ReadCommitted()} {
 			req := kmsg.NewPtrFetchRequest()
 			req.MaxBytes, req.SessionEpoch, req.IsolationLevel = 1<<20, -1, int8(level)
 			rt, rp := kmsg.NewFetchRequestTopic(), kmsg.NewFetchRequestTopicPartition()
 			rp.FetchOffset, rp.PartitionMaxBytes = from, 1<<20
-			rt.TopicID, rt.Partitions = topics["topic"].ID, append(rt.Partitions, rp)
+			rt.TopicID, rt.Partitions = id, append(rt.Partitions, rp)
 			req.Topics = append(req.Topics, rt)
 			answer, err := req.RequestWith(t.Context(), c)
 			if err != nil {
@@ -229,4 +228,80 @@ func withChecksum(in []byte) []byte {
 	size := min(len(in), max(batchHeadBytes, int(int32(binary.BigEndian.Uint32(in[batchLengthAt:])))+batchEpochAt))
 	binary.BigEndian.PutUint32(in[batchCRCAt:], crc32.Checksum(in[batchAttrsAt:size], castagnoli))
 	return in
+}
+
+// Timestamps that are none, or in another unit, reach the extractor as they are. One that the client cannot write stops the
+// application, and says what to do.
+func TestTimestamps(t *testing.T) {
+	brokers := fakeCluster(t, 1, "in", "out")
+	c, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, x := range recordedBatches(t) {
+		if x.name != "v2-no-timestamp" && x.name != "v2-microseconds" {
+			continue
+		}
+		req := kmsg.NewPtrProduceRequest()
+		req.Acks, req.TimeoutMillis = -1, 10_000
+		rt, rp := kmsg.NewProduceRequestTopic(), kmsg.NewProduceRequestTopicPartition()
+		rp.Records = append(make([]byte, batchLengthAt), x.bytes[batchLengthAt:]...) // as from a producer: from offset 0 on
+		rt.Topic, rt.TopicID, rt.Partitions = "in", topicID(t, c, "in"), append(rt.Partitions, rp)
+		req.Topics = append(req.Topics, rt)
+		answer, err := req.RequestWith(t.Context(), c)
+		if err == nil {
+			err = kerr.ErrorForCode(answer.Topics[0].Partitions[0].ErrorCode)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	in := topology.NewTopic("in", serde.Bytes, serde.Bytes)
+	out := topology.NewTopic("out", serde.Bytes, serde.Bytes)
+	b := topology.New()
+	noTime := time.UnixMilli(77)
+	b.Stream(in.Timestamps(func(r topology.Record[[]byte, []byte], _ time.Time) (time.Time, bool) {
+		switch ms := r.Timestamp.UnixMilli(); {
+		case ms < 0:
+			return noTime, true
+		case ms > 1e14:
+			return time.UnixMilli(ms / 1000), true
+		}
+		return r.Timestamp, true
+	})).To(out)
+	_, stop := runApp(t, graphOf(t, b), testConfig(brokers))
+	var got []int64
+	for _, r := range receive(t, brokers, "out", 6) {
+		got = append(got, r.Timestamp.UnixMilli())
+	}
+	if want := []int64{77, 77, 77, 1_764_131_000_000, 1_764_131_000_000, 0}; !slices.Equal(got, want) {
+		t.Errorf("timestamps %v, want %v", got, want)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+
+	b = topology.New()
+	b.Stream(in.Timestamps(func(r topology.Record[[]byte, []byte], _ time.Time) (time.Time, bool) {
+		return r.Timestamp, r.Timestamp.UnixMilli() >= 0
+	})).To(out)
+	config := testConfig(brokers)
+	config.ApplicationID = "late"
+	a, err := New(graphOf(t, b), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Run(t.Context()); !errors.Is(err, ErrTimestamp) || !strings.Contains(err.Error(), "1764131000000000 milliseconds") {
+		t.Errorf("Run: %v, want %v", err, ErrTimestamp)
+	}
+}
+
+func topicID(t *testing.T, c *kgo.Client, topic string) kadm.TopicID {
+	t.Helper()
+	topics, err := kadm.NewClient(c).ListTopics(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return topics[topic].ID
 }

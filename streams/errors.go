@@ -29,6 +29,11 @@ var ErrRecreated = errors.New("the topic was deleted and created again")
 // leave the batch out: stop the application, and set the group's offset behind it.
 var ErrBatchTooLarge = errors.New("a batch of records is larger than MaxBatchBytes when it is decompressed")
 
+// ErrTimestamp reports that a record was to be written whose timestamp lies after April 2262, which the client cannot write.
+// Most often it is one in microseconds: have the input topic's Timestamp extractor convert it, or Config.MostAhead and a
+// policy leave such records out.
+var ErrTimestamp = errors.New("a timestamp lies after the year 2262")
+
 // ErrShutdown reports that the application did not stop within Config.ShutdownTimeout: what was not committed by then is
 // processed again after the next start, nothing is lost.
 var ErrShutdown = errors.New("not stopped in time")

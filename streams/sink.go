@@ -2,6 +2,8 @@ package streams
 
 import (
 	"context"
+	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -185,6 +187,9 @@ func (s *sink) output(to *kgo.Record, o *topology.Output) error {
 	if t.partitions == 0 {
 		return missingOutput(t.name)
 	}
+	if o.Timestamp > latestMs {
+		return lateTimestamp(t.name, o.Timestamp)
+	}
 	to.Topic, to.Key, to.Value = t.name, o.Key, o.Value
 	to.Timestamp, to.Headers, to.Partition = time.UnixMilli(o.Timestamp), toHeaders(o.Headers), o.Partition
 	switch {
@@ -195,6 +200,13 @@ func (s *sink) output(to *kgo.Record, o *topology.Output) error {
 		to.Partition = t.any(len(o.Value) + wireOverhead)
 	}
 	return nil
+}
+
+// latestMs is the last timestamp that the client can write: it counts nanoseconds.
+const latestMs = math.MaxInt64 / int64(time.Millisecond)
+
+func lateTimestamp(topic string, ms int64) error {
+	return fmt.Errorf("write to topic %q: %w: %d milliseconds; convert it with a Timestamp extractor if its unit is another one", topic, ErrTimestamp, ms)
 }
 
 // any chooses a partition for a record without a key.
@@ -236,7 +248,10 @@ func (s *sink) changelog(b *burst, r *running, sealed *task.Sealed) (records []*
 		to := b.next()
 		to.Topic, to.Partition = st.changelog.topic, st.changelog.partition
 		to.Key, to.Value, to.Headers = c.Key, c.Value, toHeaders(c.Headers)
-		if c.Timestamp >= 0 {
+		switch {
+		case c.Timestamp > latestMs:
+			return lateTimestamp(st.changelog.topic, c.Timestamp)
+		case c.Timestamp >= 0:
 			to.Timestamp = time.UnixMilli(c.Timestamp)
 		}
 		if len(ends) == 0 || ends[len(ends)-1].store != st {

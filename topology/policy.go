@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/eddyline/eddyline/serde"
@@ -315,7 +316,7 @@ func (c *Chain) DeadLetter(f Failure, ours bool) {
 			With(HeaderAttempt, fmt.Sprint(f.Attempt)).With(HeaderFirstFailure, fmt.Sprint(f.First.UnixMilli()))
 	}
 	out := Output{
-		Topic: c.DeadLetters, Partition: c.byKey(c.DeadLetters, false, f.Key), Timestamp: max(0, f.Timestamp.UnixMilli()), Headers: h,
+		Topic: c.DeadLetters, Partition: c.byKey(c.DeadLetters, false, f.Key), Timestamp: min(max(0, f.Timestamp.UnixMilli()), latestMs), Headers: h,
 		Key: c.out.arena.copy(f.Key), Value: c.out.arena.copy(f.Value),
 	}
 	if c.fits(&out) != nil {
@@ -393,3 +394,6 @@ func rootOf(err error) error {
 		err = next
 	}
 }
+
+// latestMs is the last timestamp that every client can read: nanoseconds since 1970 end in 2262.
+const latestMs = math.MaxInt64 / int64(time.Millisecond)
