@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // guard stands between an engine and its disk. Pebble repeats what fails in the background at once and for ever, and
@@ -20,6 +23,7 @@ type guard struct {
 	full    atomic.Bool
 	slow    atomic.Bool // something failed in the background: the next try is delayed
 	broken  atomic.Bool // failed is set
+	lost    atomic.Bool // the manifest on disk does not have what Pebble wrote to it
 	closing chan struct{}
 
 	mu     sync.Mutex
@@ -47,6 +51,7 @@ func newGuard(log *slog.Logger, tell func(error)) *guard {
 func (g *guard) reset() {
 	g.failed, g.flush, g.last, g.errors = nil, nil, nil, 0
 	g.broken.Store(false)
+	g.lost.Store(false)
 	clear(g.told)
 }
 
@@ -199,6 +204,34 @@ func (g *guard) retry(do func() error) error {
 	}
 }
 
+// hide does what Pebble cannot go on from when it fails: it has counted by then on what it writes to its manifest, and trips
+// over that later. So it is told that all went well, while the engine fails, nothing is written or removed any more, and the
+// database is opened again as it was left.
+func (g *guard) hide(do func() error) error {
+	if g.lost.Load() {
+		return nil
+	}
+	var err error
+	if failed := g.failure(); failed == nil {
+		err = g.retry(do)
+	} else if err = do(); err != nil {
+		err = failed
+	}
+	if err == nil || !g.waits.Load() { // it can be told while it opens the database
+		return err
+	}
+	g.lost.Store(true)
+	if !isNoSpace(err) { // else it is closed while the disk is full
+		g.fail(fmt.Errorf("write the manifest: %w", err))
+	}
+	return nil
+}
+
+// isManifest reports whether a file is one of Pebble's lists of tables, or says which of them counts.
+func isManifest(name string) bool {
+	return strings.HasPrefix(name, "MANIFEST-") || strings.HasPrefix(name, "marker.manifest.")
+}
+
 // lookGone has the engine fail if a file cannot be made because its directory is not there any more.
 func (g *guard) lookGone(err error) {
 	if errors.Is(err, fs.ErrNotExist) && g.waits.Load() {
@@ -250,8 +283,30 @@ func (f *readFile) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 func (f *guardFS) Create(name string, c writeCategory) (file, error) {
+	if isManifest(f.PathBase(name)) {
+		made := file(lostFile{})
+		err := f.guard.hide(func() (err error) {
+			made, err = f.FS.Create(name, c)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		if made == nil {
+			made = lostFile{}
+		}
+		return &manifestFile{made, f.guard}, nil
+	}
 	f.guard.pause()
 	return f.open(func() (file, error) { return f.FS.Create(name, c) })
+}
+
+func (f *guardFS) OpenDir(name string) (file, error) {
+	dir, err := f.FS.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return &manifestFile{dir, f.guard}, nil
 }
 
 func (f *guardFS) OpenReadWrite(name string, c writeCategory, o ...openOption) (file, error) {
@@ -283,6 +338,9 @@ func (f *guardFS) Rename(oldname, newname string) error {
 }
 
 func (f *guardFS) Remove(name string) error {
+	if f.guard.lost.Load() {
+		return nil // the manifest may still name it
+	}
 	return f.guard.retry(func() error {
 		if err := f.FS.Remove(name); !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -316,3 +374,55 @@ func (f *guardFile) sync(do func() error) error {
 	}
 	return do()
 }
+
+// manifestFile is one of Pebble's lists of tables, or a directory with some.
+type manifestFile struct {
+	file
+	guard *guard
+}
+
+func (f *manifestFile) Write(p []byte) (int, error) {
+	n := 0
+	err := f.guard.hide(func() error {
+		m, err := f.file.Write(p[n:])
+		n += m
+		return err
+	})
+	if err != nil {
+		return n, err
+	}
+	return len(p), nil
+}
+
+func (f *manifestFile) Sync() error     { return f.sync(f.file.Sync) }
+func (f *manifestFile) SyncData() error { return f.sync(f.file.SyncData) }
+
+func (f *manifestFile) SyncTo(length int64) (full bool, err error) {
+	return full, f.sync(func() error {
+		full, err = f.file.SyncTo(length)
+		return err
+	})
+}
+
+// sync does not try again: what a failed one left is not known.
+func (f *manifestFile) sync(do func() error) error {
+	return f.guard.hide(func() error {
+		err := do()
+		if isNoSpace(err) {
+			err = errors.New(err.Error())
+		}
+		return err
+	})
+}
+
+// lostFile stands for one that could not be made.
+type lostFile struct{ file }
+
+func (lostFile) Write(p []byte) (int, error)  { return len(p), nil }
+func (lostFile) Sync() error                  { return nil }
+func (lostFile) SyncData() error              { return nil }
+func (lostFile) SyncTo(int64) (bool, error)   { return true, nil }
+func (lostFile) Preallocate(_, _ int64) error { return nil }
+func (lostFile) Prefetch(_, _ int64) error    { return nil }
+func (lostFile) Fd() uintptr                  { return vfs.InvalidFd }
+func (lostFile) Close() error                 { return nil }

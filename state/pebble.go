@@ -623,20 +623,40 @@ func (w *tableWriter) remove() {
 	}
 }
 
-// Excise implements [Engine]. What is written is flushed first: Pebble would wait for that itself, for ever if the disk fails.
+// Excise implements [Engine]. Pebble flushes what was written to the range first, and waits for that for ever if the disk
+// fails; this waits until the engine has failed.
 func (e *Pebble) Excise(from, to []byte) error {
-	if err := e.Flush(); err != nil {
-		return err
-	}
 	e.use.RLock()
-	defer e.use.RUnlock()
-	if err := e.guard.check(); err != nil {
+	db, g := e.db, e.guard
+	err := g.check()
+	e.use.RUnlock()
+	if err != nil {
 		return err
 	}
-	if err := e.db.Excise(context.Background(), pebble.KeyRange{Start: from, End: to}); err != nil {
-		return e.guard.explain(err)
+	done := make(chan error, 1)
+	go func() {
+		defer func() {
+			if p := recover(); p != nil { // the database was closed
+				done <- fmt.Errorf("%v", p)
+			}
+		}()
+		done <- db.Excise(context.Background(), pebble.KeyRange{Start: from, End: to})
+	}()
+	for !g.isFailed() {
+		trouble := g.trouble()
+		if g.isFailed() {
+			break
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				return g.explain(err)
+			}
+			return g.failure()
+		case <-trouble:
+		}
 	}
-	return e.guard.failure()
+	return g.failure()
 }
 
 // Pressure returns how many levels of tables lie on top of each other, and how many bytes wait for compaction. Restoring
