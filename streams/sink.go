@@ -54,7 +54,7 @@ func (b *burst) collect(r *running) {
 		o := &b.out.Records[b.count+i]
 		b.bytes += len(o.Key) + len(o.Value) + outputOverhead
 	}
-	if last := len(b.parts) - 1; last >= 0 && b.parts[last].r == r {
+	if last := len(b.parts) - 1; last >= 0 && b.parts[last].r == r && b.parts[last].to == b.count { // else something was dropped between
 		b.parts[last].to = n
 	} else {
 		b.parts = append(b.parts, part{r, b.count, n})
