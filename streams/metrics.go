@@ -136,6 +136,7 @@ type taskTotals struct {
 	caches  int64
 	lag     int64
 	waiting int64
+	limited time.Duration
 	dropped map[string]uint64
 }
 
@@ -147,6 +148,7 @@ func (t *taskTotals) add(m *taskMeter) {
 	t.caches += m.caches.Load()
 	t.lag += m.lag.Load()
 	t.waiting += m.waiting.Load()
+	t.limited += time.Duration(m.limited.Load())
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for reason, n := range m.dropped {
@@ -262,6 +264,7 @@ type taskMeter struct {
 	caches  atomic.Int64 // bytes of caches in front of the state database
 	lag     atomic.Int64 // input records that are not committed
 	waiting atomic.Int64 // records that are tried again later
+	limited atomic.Int64 // nanoseconds for which a rate limit held records back
 
 	mu      sync.Mutex
 	dropped map[string]uint64 // by reason

@@ -208,6 +208,11 @@ var metricTable = []metricRow{
 		values: perTask(func(t *taskSeries) float64 { return float64(t.waiting) }),
 	},
 	{
+		name: "kafka_streams_task_rate_limited_seconds_total", section: sectionTasks,
+		labels: taskLabels, kind: counts, help: "Time for which records that were ready waited for an operator's RateLimit.",
+		values: perTask(func(t *taskSeries) float64 { return t.limited.Seconds() }),
+	},
+	{
 		name: "kafka_streams_task_dropped_records_total", kafka: "stream-task-metrics dropped-records-total", section: sectionTasks,
 		labels: []string{"task_id", "reason"}, kind: counts, help: "Records left out, by reason.",
 		values: func(s *scrape, emit func(float64, ...string)) {

@@ -31,6 +31,24 @@ type running struct {
 
 	meter     *taskMeter
 	processed uint64
+	limited   time.Time // since when records that are ready wait for a rate limit; zero: none do
+}
+
+// mayProcess tells whether the rate limits let a record be processed that is ready, and counts the time for which they do not.
+func (r *running) mayProcess(now time.Time) bool {
+	at := r.task.NotBefore(now.UnixMilli())
+	if at == 0 {
+		return true
+	}
+	if !r.limited.IsZero() {
+		r.meter.limited.Add(int64(now.Sub(r.limited)))
+	}
+	if at <= now.UnixMilli() {
+		r.limited = time.Time{}
+		return true
+	}
+	r.limited = now
+	return false
 }
 
 // runningInput is an input partition of a running task.

@@ -103,7 +103,10 @@ func (w *worker) run(ctx context.Context) {
 func (w *worker) wait(ctx context.Context) {
 	began := time.Now()
 	w.meter.beat.Store(began.UnixNano())
-	held := !w.app.paused.Load() && slices.ContainsFunc(w.order, func(r *running) bool { return r.left == nil && r.task.Ready() })
+	held := false
+	for _, r := range w.order {
+		held = r.left == nil && r.task.Ready() && r.mayProcess(began) && !w.app.paused.Load() || held
+	}
 	w.inbox.wait(ctx, w.wake())
 	if took := int64(time.Since(began)); held {
 		w.meter.held.Add(took)
@@ -135,9 +138,10 @@ func (w *worker) step() bool {
 	if w.app.paused.Load() || !w.commit.mayStep(w.load()) {
 		return false
 	}
+	now := time.Now()
 	for range w.order {
 		w.turn = (w.turn + 1) % len(w.order)
-		if r := w.order[w.turn]; r.left == nil && r.task.Ready() {
+		if r := w.order[w.turn]; r.left == nil && r.task.Ready() && r.mayProcess(now) {
 			w.process(r)
 			return true
 		}
@@ -159,7 +163,7 @@ func (w *worker) process(r *running) {
 			break
 		}
 		w.open.collect(r)
-		more = r.task.Ready()
+		more = r.task.Ready() && r.task.NotBefore(began.UnixMilli()) <= began.UnixMilli()
 	}
 	r.processed += uint64(n)
 	w.meter.processed(r, n, began, time.Now())
@@ -251,8 +255,14 @@ func (w *worker) wake() time.Time {
 	at := earlier(w.commit.wake(w.load()), time.Now().Add(w.app.config.HeartbeatInterval))
 	if !w.app.paused.Load() {
 		for _, r := range w.order {
-			if ms, ok := r.task.NextWall(); ok && r.left == nil {
+			if r.left != nil {
+				continue
+			}
+			if ms, ok := r.task.NextWall(); ok {
 				at = earlier(at, time.UnixMilli(ms))
+			}
+			if r.task.Ready() && !r.limited.IsZero() {
+				at = earlier(at, time.UnixMilli(r.task.NotBefore(time.Now().UnixMilli())))
 			}
 		}
 	}

@@ -274,6 +274,10 @@ func operatorsPageCode() (code map[string]func(b *topology.Builder), declare fun
 			parse := func(_ context.Context, v string) (int64, error) { return strconv.ParseInt(v, 10, 64) }
 			b.Stream(in).TryMapValues(parse, topology.OnError(topology.Skip)).To(counts)
 		},
+		"rate": func(b *topology.Builder) {
+			ask := strings.ToUpper
+			b.Stream(in).MapValues(ask, topology.RateLimit(10, time.Second)).To(out)
+		},
 		"merge": func(b *topology.Builder) {
 			b.Stream(left).Merge(b.Stream(right)).To(out)
 		},

@@ -488,6 +488,9 @@ func (d *Driver) run() {
 func (d *Driver) step() bool {
 	d.t.Helper()
 	for _, u := range d.units {
+		if u.NotBefore(d.now.UnixMilli()) > d.now.UnixMilli() {
+			continue
+		}
 		done, err := u.Process()
 		d.check(err)
 		if !done {
@@ -602,11 +605,18 @@ func (d *Driver) context() string { return "\n\n" + strings.TrimRight(d.graph.De
 // Now returns the driver's clock.
 func (d *Driver) Now() time.Time { return d.now }
 
-// Advance moves the clock on. What it makes due by wall clock runs once; stream time stays where it is.
+// Advance moves the clock on. What it makes due by wall clock runs once; stream time stays where it is. Records that wait for
+// a rate limit are processed on the way, each at its time.
 func (d *Driver) Advance(by time.Duration) {
 	d.t.Helper()
-	d.now = d.now.Add(by)
+	to := d.now.Add(by)
 	d.cause = func() string { return fmt.Sprintf("the clock moved on by %v", by) }
+	for at, ok := d.nextLimited(); ok && at.Before(to); at, ok = d.nextLimited() {
+		d.now = at
+		d.tick()
+		d.run()
+	}
+	d.now = to
 	d.tick()
 	for _, u := range d.units {
 		d.check(u.Punctuate())
@@ -615,6 +625,16 @@ func (d *Driver) Advance(by time.Duration) {
 		}
 	}
 	d.run()
+}
+
+// nextLimited returns when the first of the records may be processed that wait for a rate limit, or false for none.
+func (d *Driver) nextLimited() (at time.Time, ok bool) {
+	for _, u := range d.units {
+		if next := time.UnixMilli(u.NotBefore(d.now.UnixMilli())).UTC(); u.Queued() && next.After(d.now) && (!ok || next.Before(at)) {
+			at, ok = next, true
+		}
+	}
+	return at, ok
 }
 
 // Describe returns the topology's description.

@@ -3,6 +3,7 @@ package topology_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
@@ -49,6 +50,29 @@ func TestBuildFaults(t *testing.T) {
 				s.Count(topology.Named("again")).In(state.KeyValue[string, int64]{Name: "n", Options: state.Options{InMemory: true}})
 			},
 			want: []string{`"n"`, "declared twice"},
+		},
+		{
+			name: "rate limits that cannot be kept",
+			build: func(b *topology.Builder) {
+				b.Stream(texts, topology.RateLimit(0, time.Second))
+				b.Stream(texts.Rename("b"), topology.RateLimit(1, 48*time.Hour))
+				b.Stream(texts.Rename("c"), topology.RateLimit(1e7, time.Second))
+				b.GlobalTable(texts.Rename("d"), topology.RateLimit(1, time.Second))
+			},
+			want: []string{"RateLimit(0, 1s)", "RateLimit(1, 48h0m0s)", "RateLimit(10000000, 1s)", "global"},
+		},
+		{
+			name:  "rate limit on what is no operator",
+			build: func(b *topology.Builder) { b.Stream(texts).GroupByKey(topology.RateLimit(1, time.Second)).Count() },
+			want:  []string{"RateLimit on GroupByKey", "give it to the aggregation"},
+		},
+		{
+			name: "one topic with two rate limits",
+			build: func(b *topology.Builder) {
+				b.Stream(texts, topology.RateLimit(1, time.Second)).Peek(func(string, string) {})
+				b.Stream(texts).Peek(func(string, string) {})
+			},
+			want: []string{"different rate limits", "the same RateLimit"},
 		},
 		{
 			name:  "As twice",

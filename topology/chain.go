@@ -139,6 +139,7 @@ type Chain struct {
 	attempt      int               // of a record that is tried again
 	first        int64             // and when it failed first
 	tells        map[tellKey]*told // what was logged of records that were left out
+	buckets      map[*rate]*bucket // of operators with a rate limit
 }
 
 // current is the record at hand, as failures and processors see it.
@@ -201,7 +202,7 @@ func next[K, V any](c *Chain, n *node) forward[K, V] {
 func pass[K, V any](c *Chain, n *node) forward[K, V] {
 	var to []forward[K, V]
 	for _, child := range n.children {
-		to = append(to, c.input(child).(forward[K, V]))
+		to = append(to, paced(c, child, c.input(child).(forward[K, V])))
 	}
 	switch len(to) {
 	case 0:
@@ -234,7 +235,7 @@ func nextChange[K, V any](c *Chain, n *node) forwardChange[K, V] {
 func passChange[K, V any](c *Chain, n *node) forwardChange[K, V] {
 	var to []forwardChange[K, V]
 	for _, child := range n.children {
-		to = append(to, c.input(child).(forwardChange[K, V]))
+		to = append(to, pacedChange(c, child, c.input(child).(forwardChange[K, V])))
 	}
 	switch len(to) {
 	case 0:

@@ -121,13 +121,13 @@ func addCogroup[K, A, L any](x *build, c Cogrouped[K, A], t table[L, A], info *t
 	var nodes []*vertex
 	for i, in := range c.inputs {
 		v := &vertex{name: x.suffixOr(o.name, fmt.Sprint("-cogroup-agg-", i), cogroupAggregate), grace: grace, versioned: info.spec.version()}
-		v.write = func(v *vertex) { x.addProcessor(v.name, v.parentNames(), o.policy, link(in), info.spec) }
+		v.write = func(v *vertex) { x.addProcessor(v.name, v.parentNames(), o.handling, link(in), info.spec) }
 		nodes = append(nodes, x.connect(v, parents[i]))
 	}
 	info.name = x.suffixOr(o.name, "-cogroup-merge", cogroupMerge)
 	v := &vertex{name: info.name}
 	v.write = func(v *vertex) {
-		x.addProcessor(v.name, v.parentNames(), o.policy, func(c *Chain, n *node) any { return nextChange[L, A](c, n) })
+		x.addProcessor(v.name, v.parentNames(), o.inner(), func(c *Chain, n *node) any { return nextChange[L, A](c, n) })
 	}
 	info.v = x.connect(v, nodes...)
 	x.tables[t.ref] = info

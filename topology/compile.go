@@ -202,6 +202,7 @@ func (x *build) compile() {
 		}
 	}
 	x.addRetries()
+	x.checkRates()
 	x.g.connect()
 	x.checkNames()
 	x.checkChangelogs()
@@ -258,8 +259,8 @@ func (x *build) addNode(n *node, parents ...string) *node {
 	return n
 }
 
-func (x *build) addProcessor(name string, parents []string, policy ErrorPolicy, link func(c *Chain, n *node) any, stores ...*StoreSpec) *node {
-	n := x.addNode(&node{name: name, kind: processorNode, link: link, policy: policy}, parents...)
+func (x *build) addProcessor(name string, parents []string, how handling, link func(c *Chain, n *node) any, stores ...*StoreSpec) *node {
+	n := x.addNode(&node{name: name, kind: processorNode, link: link, handling: how}, parents...)
 	for _, s := range stores {
 		x.addStore(s, n)
 	}

@@ -74,8 +74,8 @@ func (x *build) addGlobal[K, V any](topic Topic[K, V], spec *StoreSpec, o option
 				"give one of them another name, and leave the global one out of Uses", spec.Name)
 			return
 		}
-		in := x.addSource(source, []string{topic.name}, nil, Earliest, o.policy, linkSource(topic))
-		n := x.addProcessor(v.name, []string{source}, o.policy, link, spec)
+		in := x.addSource(source, []string{topic.name}, nil, Earliest, o.handling, linkSource(topic))
+		n := x.addProcessor(v.name, []string{source}, o.inner(), link, spec)
 		in.global, n.global = true, true
 	}
 	x.connect(v, x.root)
@@ -125,7 +125,7 @@ func joinGlobal[K, V, G, W, R any](s Stream[K, V], t table[G, W], key func(K, V)
 		x.table(t.ref)
 		v := &vertex{name: x.nameOr(o.name, "KSTREAM-LEFTJOIN-"), nullKeyRelaxed: j.left} // of inner joins too
 		v.write = func(v *vertex) {
-			x.addProcessor(v.name, v.parentNames(), o.policy, linkGlobalJoin(t, key, j))
+			x.addProcessor(v.name, v.parentNames(), o.handling, linkGlobalJoin(t, key, j))
 		}
 		x.connect(v, from.v)
 		x.streams[out.ref] = &streamInfo{name: v.name, v: v, sources: from.sources, repartition: from.repartition}

@@ -62,7 +62,7 @@ type node struct {
 	kind              nodeKind
 	parents, children []*node
 	sub               *Subtopology
-	policy            ErrorPolicy // nil: the application's
+	handling
 
 	topics    []string // source: what it reads
 	pattern   *regexp.Regexp

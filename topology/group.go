@@ -19,18 +19,28 @@ type groupRef struct{ b *Builder }
 // key are left out before that topic, uncounted; where there is none, the aggregation drops and counts them. Named names
 // the repartition topic.
 func (s Stream[K, V]) GroupByKey(o ...Option) Grouped[K, V] {
-	return Grouped[K, V]{s, optionsOf(o).name, &groupRef{s.ref.b}}
+	opts := optionsOf(o)
+	if opts.rate != nil {
+		s.ref.b.add(func(x *build) {
+			x.fault("RateLimit on GroupByKey, which is no operator; give it to the aggregation, or to Repartition")
+		})
+	}
+	return s.grouped(opts)
+}
+
+func (s Stream[K, V]) grouped(o options) Grouped[K, V] {
+	return Grouped[K, V]{s, o.name, &groupRef{s.ref.b}}
 }
 
 // GroupBy groups the stream by the key that f takes from each value, through a repartition topic. Without a value: dropped
 // and counted. With an absent new key (a [Maybe]): left out before the topic, uncounted. Named names the repartition topic.
 func (s Stream[K, V]) GroupBy[L any](f func(V) L, o ...Option) Grouped[L, V] {
-	return selectKey(s, f, "KSTREAM-KEY-SELECT-", o).GroupByKey(o...)
+	return selectKey(s, f, "KSTREAM-KEY-SELECT-", o).grouped(optionsOf(o))
 }
 
 // GroupByRecord is GroupBy for a function that sees the whole record, those without a value too.
 func (s Stream[K, V]) GroupByRecord[L any](f func(Record[K, V]) L, o ...Option) Grouped[L, V] {
-	return selectKeyRecord(s, f, o).GroupByKey(o...)
+	return selectKeyRecord(s, f, o).grouped(optionsOf(o))
 }
 
 // groupVertex connects an aggregation below the grouped stream, after a repartition if its key was changed. store names
@@ -147,7 +157,7 @@ func aggregate[K, V, A any](g Grouped[K, V], prefix string, values serde.Serde[A
 		need(x, orSerde(values, refSerde[A](t.ref.values)), "the values of store "+info.spec.Name)
 		v := &vertex{name: info.name, versioned: info.spec.version()}
 		v.write = func(v *vertex) {
-			x.addTableNode(info, v.parentNames(), o.policy, linkAggregate(t, info, g.s.keys, fold))
+			x.addTableNode(info, v.parentNames(), o.handling, linkAggregate(t, info, g.s.keys, fold))
 		}
 		info.sources = x.groupVertex(g, info.spec.Name, v)
 		info.v = v

@@ -90,7 +90,7 @@ func (j *foreignJoin[K, V, F, W, R]) build(x *build, out table[K, R], o options)
 	j.request = x.suffixOr(o.name, "-subscription-registration", prefix+"REGISTRATION-") + "-topic"
 	send := &vertex{name: x.suffixOr(o.name, "-subscription-registration-processor", prefix+"REGISTRATION-")}
 	send.onVersioned = func(string) { j.versions.left = true }
-	send.write = func(v *vertex) { x.addProcessor(v.name, v.parentNames(), o.policy, j.linkSend) }
+	send.write = func(v *vertex) { x.addProcessor(v.name, v.parentNames(), o.handling, j.linkSend) }
 	x.connect(send, a.v)
 
 	sink := &vertex{name: x.suffixOr(o.name, "-subscription-registration-sink", "KTABLE-SINK-")}
@@ -100,7 +100,7 @@ func (j *foreignJoin[K, V, F, W, R]) build(x *build, out table[K, R], o options)
 	}
 	x.connect(sink, send)
 	source := &vertex{name: x.suffixOr(o.name, "-subscription-registration-source", "KTABLE-SOURCE-")}
-	source.write = func(v *vertex) { x.addSource(v.name, []string{j.request}, nil, Earliest, nil, j.linkRequests) }
+	source.write = func(v *vertex) { x.addSource(v.name, []string{j.request}, nil, Earliest, handling{}, j.linkRequests) }
 	x.connect(source, sink)
 	x.copartition(b.sources, []string{source.name})
 
@@ -108,15 +108,15 @@ func (j *foreignJoin[K, V, F, W, R]) build(x *build, out table[K, R], o options)
 		Name: x.suffixOr(o.name, "-subscription-store", prefix+"STATE-STORE-"), Kind: ForeignKeyStore, Logged: true, Timestamped: true,
 	}
 	receive := &vertex{name: x.suffixOr(o.name, "-subscription-receive", prefix+"PROCESSOR-")}
-	receive.write = func(v *vertex) { x.addProcessor(v.name, v.parentNames(), o.policy, j.linkReceive, j.store) }
+	receive.write = func(v *vertex) { x.addProcessor(v.name, v.parentNames(), o.inner(), j.linkReceive, j.store) }
 	x.connect(receive, source)
 	foreignStores := b.lend()
 	answer := &vertex{name: x.suffixOr(o.name, "-subscription-join-foreign", prefix+"PROCESSOR-")}
-	answer.write = func(v *vertex) { x.addReader(v, foreignStores, o.policy, j.linkAnswer) }
+	answer.write = func(v *vertex) { x.addReader(v, foreignStores, o.inner(), j.linkAnswer) }
 	x.connect(answer, receive)
 	spread := &vertex{name: x.suffixOr(o.name, "-foreign-join-subscription", prefix+"PROCESSOR-")}
 	spread.onVersioned = func(string) { j.versions.right = true }
-	spread.write = func(v *vertex) { x.addProcessor(v.name, v.parentNames(), o.policy, j.linkSpread, j.store) }
+	spread.write = func(v *vertex) { x.addProcessor(v.name, v.parentNames(), o.handling, j.linkSpread, j.store) }
 	x.connect(spread, b.v)
 
 	j.response = x.suffixOr(o.name, "-subscription-response", prefix+"RESPONSE-") + "-topic"
@@ -127,13 +127,13 @@ func (j *foreignJoin[K, V, F, W, R]) build(x *build, out table[K, R], o options)
 	}
 	x.connect(respond, answer, spread)
 	responses := &vertex{name: x.suffixOr(o.name, "-subscription-response-source", "KTABLE-SOURCE-")}
-	responses.write = func(v *vertex) { x.addSource(v.name, []string{j.response}, nil, Earliest, nil, j.linkResponses) }
+	responses.write = func(v *vertex) { x.addSource(v.name, []string{j.response}, nil, Earliest, handling{}, j.linkResponses) }
 	x.connect(responses, respond)
 	info := &tableInfo{sources: x.copartition(a.sources, []string{responses.name})}
 
 	primaryStores := a.lend()
 	resolve := &vertex{name: x.suffixOr(o.name, "-subscription-response-resolver", prefix+"RESPONSE-RESOLVER-PROCESSOR-")}
-	resolve.write = func(v *vertex) { x.addReader(v, primaryStores, o.policy, j.linkResolve) }
+	resolve.write = func(v *vertex) { x.addReader(v, primaryStores, o.inner(), j.linkResolve) }
 	x.connect(resolve, responses)
 
 	info.name = x.suffixOr(o.name, "-result", "KTABLE-FK-JOIN-OUTPUT-")
@@ -141,7 +141,7 @@ func (j *foreignJoin[K, V, F, W, R]) build(x *build, out table[K, R], o options)
 	x.tableSource(info)
 	v := &vertex{name: info.name, versioned: info.spec.version()}
 	v.write = func(v *vertex) {
-		x.addTableNode(info, v.parentNames(), o.policy, linkTableSource(out, info, j.left.keys, out.values))
+		x.addTableNode(info, v.parentNames(), o.inner(), linkTableSource(out, info, j.left.keys, out.values))
 	}
 	x.connect(v, resolve)
 	info.v = v
@@ -158,8 +158,8 @@ func (x *build) needForeign[K, V, F, W any](left table[K, V], right table[F, W])
 }
 
 // addReader adds a processor that reads the stores of a table.
-func (x *build) addReader(v *vertex, stores []string, policy ErrorPolicy, link func(c *Chain, n *node) any) {
-	n := x.addProcessor(v.name, v.parentNames(), policy, link)
+func (x *build) addReader(v *vertex, stores []string, how handling, link func(c *Chain, n *node) any) {
+	n := x.addProcessor(v.name, v.parentNames(), how, link)
 	for _, s := range stores {
 		x.use(s, n)
 	}

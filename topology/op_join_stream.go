@@ -136,12 +136,12 @@ func (j *streamJoin[K, V, W, R]) build(x *build, left Stream[K, V], right Stream
 
 	keepLeft := &vertex{name: thisWindowed}
 	keepLeft.write = func(v *vertex) {
-		x.addProcessor(v.name, v.parentNames(), o.policy, linkKeep(j.left, j.left, left.keys, j.keys, j.values), j.left)
+		x.addProcessor(v.name, v.parentNames(), o.handling, linkKeep(j.left, j.left, left.keys, j.keys, j.values), j.left)
 	}
 	x.connect(keepLeft, a.v)
 	keepRight := &vertex{name: otherWindowed}
 	keepRight.write = func(v *vertex) {
-		x.addProcessor(v.name, v.parentNames(), o.policy, linkKeep(j.right, j.left, right.keys, j.keys, j.others), j.right)
+		x.addProcessor(v.name, v.parentNames(), o.handling, linkKeep(j.right, j.left, right.keys, j.keys, j.others), j.right)
 	}
 	x.connect(keepRight, b.v)
 
@@ -150,15 +150,15 @@ func (j *streamJoin[K, V, W, R]) build(x *build, left Stream[K, V], right Stream
 	v.selfJoin = &selfJoin{thisWindowed, otherWindowed, func() { self = true }}
 	v.write = func(*vertex) {
 		if self {
-			x.addProcessor(merge, []string{thisWindowed}, o.policy, j.linkSelf(left.keys), j.left)
+			x.addProcessor(merge, []string{thisWindowed}, o.inner(), j.linkSelf(left.keys), j.left)
 			return
 		}
 		before, after := j.w.Before.Milliseconds(), j.w.After.Milliseconds()
 		l := streamSide[K, V, W, R]{before: before, after: after, other: j.right, alone: j.kind != innerJoin, left: true, join: j.join}
 		r := streamSide[K, W, V, R]{before: after, after: before, other: j.left, alone: j.kind == outerJoin, join: reversed(j.join)}
-		x.addProcessor(this, []string{thisWindowed}, o.policy, linkStreamSide(j, l, left.keys, j.values, j.others), j.stores(j.right)...)
-		x.addProcessor(other, []string{otherWindowed}, o.policy, linkStreamSide(j, r, right.keys, j.others, j.values), j.stores(j.left)...)
-		x.addProcessor(merge, []string{this, other}, o.policy, func(c *Chain, n *node) any { return pass[K, R](c, n) })
+		x.addProcessor(this, []string{thisWindowed}, o.inner(), linkStreamSide(j, l, left.keys, j.values, j.others), j.stores(j.right)...)
+		x.addProcessor(other, []string{otherWindowed}, o.inner(), linkStreamSide(j, r, right.keys, j.others, j.values), j.stores(j.left)...)
+		x.addProcessor(merge, []string{this, other}, o.inner(), func(c *Chain, n *node) any { return pass[K, R](c, n) })
 	}
 	x.connect(v, a.v, b.v)
 	x.streams[out.ref] = &streamInfo{name: merge, v: v, sources: sources}

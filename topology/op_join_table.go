@@ -88,7 +88,7 @@ func joinTable[K, V, W, R any](s Stream[K, V], t table[K, W], j tableJoin[K, V, 
 				x.checkGrace(stores, j.graceMs)
 				own = append(own, j.buffer)
 			}
-			n := x.addProcessor(v.name, v.parentNames(), o.policy, linkTableJoin(s, t, j), own...)
+			n := x.addProcessor(v.name, v.parentNames(), o.handling, linkTableJoin(s, t, j), own...)
 			for _, name := range stores {
 				x.use(name, n)
 			}

@@ -78,9 +78,9 @@ func joinTables[R, K, V, W any](left table[K, V], right table[K, W], kind joinKi
 		v.write = func(v *vertex) {
 			l := joinSide{alone: kind != innerJoin, callAlways: kind == outerJoin, versioned: versionedLeft}
 			r := joinSide{alone: kind == outerJoin, callAlways: kind != innerJoin, versioned: versionedRight}
-			x.addProcessor(this, []string{a.name}, o.policy, linkJoinSide(out, info, l, left, right, join))
-			x.addProcessor(other, []string{b.name}, o.policy, linkJoinSide(out, info, r, right, left, reversed(join)))
-			x.addTableNode(info, []string{this, other}, o.policy, linkJoinMerge(out, info))
+			x.addProcessor(this, []string{a.name}, o.handling, linkJoinSide(out, info, l, left, right, join))
+			x.addProcessor(other, []string{b.name}, o.handling, linkJoinSide(out, info, r, right, left, reversed(join)))
+			x.addTableNode(info, []string{this, other}, o.inner(), linkJoinMerge(out, info))
 			for _, s := range stores[1] {
 				x.use(s, x.g.byName[this])
 			}

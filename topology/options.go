@@ -33,8 +33,8 @@ type SuppressOption interface {
 }
 
 type options struct {
+	handling
 	name   string
-	policy ErrorPolicy
 	uses   []state.AnyStore
 	buffer Buffer
 	grace  *time.Duration

@@ -260,7 +260,7 @@ func processStream[L, W, K, V any](s stream[K, V], setUp func(*Context[L, W]) Pr
 
 // addUser adds a processor and connects it to the stores that it uses.
 func (x *build) addUser(v *vertex, o options, link func(c *Chain, n *node) any) {
-	x.useAll(o, x.addProcessor(v.name, v.parentNames(), o.policy, link))
+	x.useAll(o, x.addProcessor(v.name, v.parentNames(), o.handling, link))
 }
 
 // useAll connects a processor to the stores that it uses, and adds those that are new.
@@ -303,7 +303,7 @@ func linkProcess[K, V, L, W any](setUp func(*Context[L, W]) Processor[K, V]) fun
 		x := &Context[L, W]{processorContext: processorContext{Context: c.Context, c: c, n: n}, next: pass[L, W](c, n), nulls: nullsOf[L, W]()}
 		x.children = map[string]forward[L, W]{}
 		for _, child := range n.children {
-			x.children[child.name] = c.input(child).(forward[L, W])
+			x.children[child.name] = paced(c, child, c.input(child).(forward[L, W]))
 		}
 		c.at = n
 		return runProcessor(c, n, setUp(x))

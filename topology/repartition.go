@@ -28,6 +28,7 @@ func (s Stream[K, V]) Repartition(t Topic[K, V], o ...Option) Stream[K, V] {
 		v := repartitioned(x, name, s.keys, s.values, Topic[K, V]{
 			keys: keys, values: values, partitions: t.partitions, partition: t.partition, byKey: t.byKey,
 		})
+		v.repartition.how.rate = opts.rate
 		v.repartition.optimizable = false // it is asked for, not found out to be needed
 		x.connect(v, from.v)
 		x.streams[out.ref] = &streamInfo{name: v.name, v: v, sources: []string{v.name}}
@@ -63,7 +64,7 @@ func repartitioned[K, V any](x *build, prefix string, keys serde.Serde[K], value
 		x.addTopic(t.name, t.partitions)
 		x.g.topics[t.name].chosen = t.partition != nil || t.byKey != nil
 		drop := v.repartition.filterNulls
-		x.addProcessor(filter, v.parentNames(), nil, func(c *Chain, n *node) any {
+		x.addProcessor(filter, v.parentNames(), v.repartition.how, func(c *Chain, n *node) any {
 			next := pass[K, V](c, n)
 			return forward[K, V](func(r rec[K, V]) error {
 				if drop && r.noKey {
@@ -73,7 +74,7 @@ func repartitioned[K, V any](x *build, prefix string, keys serde.Serde[K], value
 			})
 		})
 		x.addNode(&node{name: sink, kind: sinkNode, topic: t.name, link: linkSink(t, nil, keys, values, true)}, filter)
-		x.addSource(source, []string{t.name}, nil, Earliest, nil, linkSource(Topic[K, V]{name: t.name, keys: t.keys, values: t.values}))
+		x.addSource(source, []string{t.name}, nil, Earliest, handling{}, linkSource(Topic[K, V]{name: t.name, keys: t.keys, values: t.values}))
 	}
 	return v
 }

@@ -27,6 +27,7 @@ type repartition struct {
 	topic       string
 	make        func(topic string) *vertex // another of the same types
 	filterNulls bool                       // drop records without a key before the topic
+	how         handling                   // of what goes to the topic
 }
 
 // sourceInfo is a vertex that reads topics.
@@ -36,6 +37,7 @@ type sourceInfo struct {
 	types    string // of key and value, and their serdes: equal for sources that can be one
 	start    Start
 	priority int
+	rate     *rate
 	table    bool
 	reuse    bool // its topic is the changelog of its store
 }
@@ -65,6 +67,8 @@ func (x *build) mergeSources() {
 				x.fault("two streams read topic %q from different starting points; give them the same StartAt", k)
 			case m.source.priority != v.source.priority:
 				x.fault("two streams read topic %q with different priorities; give them the same Priority", k)
+			case !m.source.rate.equal(v.source.rate):
+				x.fault("two streams read topic %q with different rate limits; give them the same RateLimit", k)
 			case m.source.types != v.source.types:
 				x.fault("two streams read topic %q with different types or serdes (%s and %s); use one Topic value for both", k, m.source.types, v.source.types)
 			default:

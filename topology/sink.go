@@ -14,7 +14,7 @@ func (s Stream[K, V]) To(t Topic[K, V], o ...Option) {
 	opts := optionsOf(o)
 	s.ref.b.add(func(x *build) {
 		from := x.stream(s.ref)
-		addSink(x, x.nameOr(opts.name, "KSTREAM-SINK-"), t, nil, s.keys, s.values, opts.policy, from.v)
+		addSink(x, x.nameOr(opts.name, "KSTREAM-SINK-"), t, nil, s.keys, s.values, opts.handling, from.v)
 	})
 }
 
@@ -33,18 +33,18 @@ func (s Stream[K, V]) toDynamic(t Topic[K, V], f func(*Chain, Record[K, V]) stri
 	opts := optionsOf(o)
 	s.ref.b.add(func(x *build) {
 		from := x.stream(s.ref)
-		addSink(x, x.nameOr(opts.name, "KSTREAM-SINK-"), t, f, s.keys, s.values, opts.policy, from.v)
+		addSink(x, x.nameOr(opts.name, "KSTREAM-SINK-"), t, f, s.keys, s.values, opts.handling, from.v)
 	})
 }
 
 func addSink[K, V any](x *build, name string, t Topic[K, V], dynamic func(*Chain, Record[K, V]) string,
-	keys serde.Serde[K], values serde.Serde[V], policy ErrorPolicy, parent *vertex) {
+	keys serde.Serde[K], values serde.Serde[V], how handling, parent *vertex) {
 	need(x, t.keys, fmt.Sprintf("the keys of topic %q", t.name))
 	need(x, t.values, fmt.Sprintf("the values of topic %q", t.name))
 	v := &vertex{name: name}
 	v.write = func(v *vertex) {
 		x.addNode(&node{
-			name: name, kind: sinkNode, topic: t.name, extractor: dynamic != nil, policy: policy,
+			name: name, kind: sinkNode, topic: t.name, extractor: dynamic != nil, handling: how,
 			link: linkSink(t, dynamic, keys, values, false),
 		}, v.parentNames()...)
 	}

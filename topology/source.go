@@ -34,10 +34,11 @@ func (b *Builder) Streams[K, V any](t Topics[K, V], o ...Option) Stream[K, V] {
 	b.add(func(x *build) {
 		name := x.nameOr(opts.name, "KSTREAM-SOURCE-")
 		v := &vertex{name: name, source: sourceOf(t)}
+		v.source.rate = opts.rate
 		need(x, t.topic.keys, fmt.Sprintf("the keys of topic %q", t.topic.name))
 		need(x, t.topic.values, fmt.Sprintf("the values of topic %q", t.topic.name))
 		v.write = func(v *vertex) {
-			x.addSource(name, t.names, t.pattern, t.topic.start, opts.policy, linkSource(t.topic)).priority = t.topic.priority
+			x.addSource(name, t.names, t.pattern, t.topic.start, opts.handling, linkSource(t.topic)).priority = t.topic.priority
 		}
 		x.connect(v, x.root)
 		x.streams[s.ref] = &streamInfo{name: name, v: v, sources: []string{name}}
@@ -54,15 +55,15 @@ func sourceOf[K, V any](t Topics[K, V]) *sourceInfo {
 }
 
 // addSource adds a node that reads topics.
-func (x *build) addSource(name string, topics []string, pattern *regexp.Regexp, start Start, policy ErrorPolicy, link func(c *Chain, n *node) any) *node {
-	return x.addNode(&node{name: name, kind: sourceNode, topics: topics, pattern: pattern, start: start, policy: policy, link: link})
+func (x *build) addSource(name string, topics []string, pattern *regexp.Regexp, start Start, how handling, link func(c *Chain, n *node) any) *node {
+	return x.addNode(&node{name: name, kind: sourceNode, topics: topics, pattern: pattern, start: start, handling: how, link: link})
 }
 
 // linkSource makes the heads of a source.
 func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
 		keys, values := c.reader(n, true, t.keys), c.reader(n, false, t.values)
-		next := next[K, V](c, n)
+		next := paced(c, n, next[K, V](c, n))
 		c.heads[n] = func() *Head {
 			var head, r rec[K, V]
 			var headIn, in *Input

@@ -404,7 +404,7 @@ func mergeStreams[K, V any](s, other stream[K, V], o []Option) stream[K, V] {
 		a, b := x.stream(s.ref), x.stream(other.ref)
 		v := &vertex{name: x.nameOr(opts.name, "KSTREAM-MERGE-"), merge: true}
 		v.write = func(v *vertex) {
-			x.addProcessor(v.name, v.parentNames(), opts.policy, func(c *Chain, n *node) any {
+			x.addProcessor(v.name, v.parentNames(), opts.handling, func(c *Chain, n *node) any {
 				next := pass[K, V](c, n)
 				keepKey := serde.Same(serdeOf(c.g.reg, s.keys), serdeOf(c.g.reg, other.keys))
 				keepValue := serde.Same(serdeOf(c.g.reg, s.values), serdeOf(c.g.reg, other.values))
@@ -481,7 +481,7 @@ func (s Stream[K, V]) Split(o ...Option) Splitter[K, V] {
 		*p.branches = branches[K, V]{name: v.name, v: v}
 		v.write = func(v *vertex) {
 			taken := p.branches.taken
-			x.addProcessor(v.name, v.parentNames(), opts.policy, func(c *Chain, n *node) any {
+			x.addProcessor(v.name, v.parentNames(), opts.handling, func(c *Chain, n *node) any {
 				return guarded(c, n, linkBranches(c, n, taken))
 			})
 		}
@@ -495,7 +495,7 @@ func linkBranches[K, V any](c *Chain, n *node, taken []branch[K, V]) forward[K, 
 	for _, b := range taken {
 		for _, child := range n.children {
 			if child.name == b.name {
-				to = append(to, c.input(child).(forward[K, V]))
+				to = append(to, paced(c, child, c.input(child).(forward[K, V])))
 			}
 		}
 	}
@@ -545,7 +545,7 @@ func (p Splitter[K, V]) branch(o []Option, rest bool, takes func(*Chain, rec[K, 
 		b.taken = append(b.taken, branch[K, V]{name, takes})
 		v := &vertex{name: name}
 		v.write = func(v *vertex) {
-			x.addProcessor(v.name, v.parentNames(), opts.policy, func(c *Chain, n *node) any { return pass[K, V](c, n) })
+			x.addProcessor(v.name, v.parentNames(), opts.handling, func(c *Chain, n *node) any { return pass[K, V](c, n) })
 		}
 		x.connect(v, b.v)
 		x.streams[out.ref] = &streamInfo{name: name, v: v, sources: from.sources, repartition: from.repartition}

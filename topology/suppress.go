@@ -58,7 +58,7 @@ func suppress[K, V any](t table[K, V], waitMs int64, untilClose bool, opts []Sup
 		need(x, t.values, "the values of store "+spec.Name)
 		v := &vertex{name: name, versioned: unversioned, suppress: true}
 		v.write = func(v *vertex) {
-			x.addProcessor(name, v.parentNames(), o.policy, linkSuppress(t, s, end), spec)
+			x.addProcessor(name, v.parentNames(), o.handling, linkSuppress(t, s, end), spec)
 		}
 		x.connect(v, from.v)
 		info.v = v

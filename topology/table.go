@@ -207,8 +207,8 @@ func (b *Builder) Table[K, V any](topic Topic[K, V], o ...Option) Table[K, V] {
 		v := &vertex{name: info.name, source: sourceOf(Topics[K, V]{topic: topic, names: []string{topic.name}}), versioned: info.spec.version()}
 		v.source.table = true
 		v.write = func(v *vertex) {
-			x.addSource(sourceName, []string{topic.name}, nil, topic.start, opts.policy, linkSource(topic)).priority = topic.priority
-			x.addTableNode(info, []string{sourceName}, opts.policy, linkTableSource(t, info, topic.keys, topic.values))
+			x.addSource(sourceName, []string{topic.name}, nil, topic.start, opts.handling, linkSource(topic)).priority = topic.priority
+			x.addTableNode(info, []string{sourceName}, opts.inner(), linkTableSource(t, info, topic.keys, topic.values))
 			if v.source.reuse && info.kept {
 				info.spec.Logged, info.spec.Source = false, topic.name
 			}
@@ -250,11 +250,11 @@ func (s *StoreSpec) version() versionedness {
 }
 
 // addTableNode adds the processor that makes a table's changes, and its store if it is kept.
-func (x *build) addTableNode(t *tableInfo, parents []string, policy ErrorPolicy, link func(c *Chain, n *node) any) *node {
+func (x *build) addTableNode(t *tableInfo, parents []string, how handling, link func(c *Chain, n *node) any) *node {
 	if !t.kept {
-		return x.addProcessor(t.name, parents, policy, link)
+		return x.addProcessor(t.name, parents, how, link)
 	}
-	return x.addProcessor(t.name, parents, policy, link, t.spec)
+	return x.addProcessor(t.name, parents, how, link, t.spec)
 }
 
 // linkTableSource makes the processor that turns records into changes of a table. keys and values are the serdes of the
@@ -303,7 +303,7 @@ func (s Stream[K, V]) ToTable(o ...Option) Table[K, V] {
 		}
 		v := &vertex{name: info.name, versioned: info.spec.version()}
 		v.write = func(v *vertex) {
-			x.addTableNode(info, v.parentNames(), opts.policy, linkTableSource(t, info, s.keys, s.values))
+			x.addTableNode(info, v.parentNames(), opts.handling, linkTableSource(t, info, s.keys, s.values))
 		}
 		x.connect(v, parent.v)
 		info.v, info.sources = v, parent.sources
@@ -370,7 +370,7 @@ func derive[W, K, V any](t table[K, V], prefix string, filter bool, opts []Optio
 		useVersions := false
 		v.onVersioned = func(string) { useVersions = true }
 		v.write = func(v *vertex) {
-			x.addTableNode(info, v.parentNames(), o.policy, linkDerived(t, out, info, compute, filter, filter && !useVersions))
+			x.addTableNode(info, v.parentNames(), o.handling, linkDerived(t, out, info, compute, filter, filter && !useVersions))
 		}
 		x.connect(v, from.v)
 		info.v = v

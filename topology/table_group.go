@@ -41,7 +41,7 @@ func groupTable[L, W, K, V any](t table[K, V], f func(K, V) (L, W), opts []Optio
 		useVersions := false
 		v.onVersioned = func(string) { useVersions = true }
 		v.write = func(v *vertex) {
-			x.addProcessor(v.name, v.parentNames(), o.policy, linkGroupTable(g, f, useVersions))
+			x.addProcessor(v.name, v.parentNames(), o.handling, linkGroupTable(g, f, useVersions))
 		}
 		x.connect(v, from.v)
 		from.ask(true)
@@ -216,7 +216,7 @@ func regroup[K, V, A any](g GroupedTable[K, V], prefix string, values serde.Serd
 		x.connect(r, from.v)
 		v := &vertex{name: info.name, versioned: info.spec.version()}
 		v.write = func(v *vertex) {
-			x.addTableNode(info, v.parentNames(), o.policy, linkRegroup(t, info, g.keys, fold))
+			x.addTableNode(info, v.parentNames(), o.handling, linkRegroup(t, info, g.keys, fold))
 		}
 		x.connect(v, r)
 		info.v, info.sources = v, []string{r.name}
@@ -263,7 +263,7 @@ func (x *build) changesTopic[K, V any](g GroupedTable[K, V], topic, sink, source
 	v.write = func(v *vertex) {
 		x.addTopic(topic, 0)
 		x.addNode(&node{name: sink, kind: sinkNode, topic: topic, link: linkChangeSink(topic, g.keys, g.values)}, v.parentNames()...)
-		x.addSource(source, []string{topic}, nil, Earliest, nil, linkChangeSource(topic, g.keys, g.values))
+		x.addSource(source, []string{topic}, nil, Earliest, handling{}, linkChangeSource(topic, g.keys, g.values))
 	}
 	return v
 }

@@ -52,7 +52,7 @@ func processTable[W, K, V any](t table[K, V], setUp func(*ValueContext[W]) Proce
 		}
 		v := &vertex{name: info.name, versioned: out.ref.version()}
 		v.write = func(v *vertex) {
-			n := x.addTableNode(info, v.parentNames(), o.policy, linkProcessTable(t, out, info, setUp))
+			n := x.addTableNode(info, v.parentNames(), o.handling, linkProcessTable(t, out, info, setUp))
 			x.useAll(o, n)
 		}
 		x.connect(v, from.v)

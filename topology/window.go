@@ -300,7 +300,7 @@ func aggregateWindows[K, V, A any](t TimeWindowed[K, V], prefix string, values s
 		info.spec = x.windowSpec(out.t.ref, prefix, w)
 		info.name = x.nameOr(o.name, prefix)
 		link := linkTimeWindows(out.t, info, w, g.s.keys, fold, kind)
-		x.addWindowed(g, out.t, info, &vertex{name: info.name, grace: &w.grace}, o.policy, link)
+		x.addWindowed(g, out.t, info, &vertex{name: info.name, grace: &w.grace}, o.handling, link)
 	})
 	return out
 }
@@ -313,12 +313,12 @@ func (x *build) burnStore(ref *tableRef, prefix string) {
 }
 
 // addWindowed adds the node of a windowed aggregation below the grouped stream.
-func (x *build) addWindowed[K, V, A any](g Grouped[K, V], t table[Windowed[K], A], info *tableInfo, v *vertex, policy ErrorPolicy,
+func (x *build) addWindowed[K, V, A any](g Grouped[K, V], t table[Windowed[K], A], info *tableInfo, v *vertex, how handling,
 	link func(c *Chain, n *node) any) {
 	x.tableSource(info)
 	x.needSerdes(t, info)
 	v.versioned = unversioned
-	v.write = func(v *vertex) { x.addTableNode(info, v.parentNames(), policy, link) }
+	v.write = func(v *vertex) { x.addTableNode(info, v.parentNames(), how, link) }
 	info.sources = x.groupVertex(g, info.spec.Name, v)
 	info.v = v
 	x.tables[t.ref] = info
@@ -449,7 +449,7 @@ func aggregateSessions[K, V, A any](s SessionWindowed[K, V], prefix string, valu
 		info.name = x.nameOr(o.name, prefix)
 		grace := (w.Gap + w.Grace).Milliseconds()
 		link := linkSessions(out.t, info, w, g.s.keys, fold, kind)
-		x.addWindowed(g, out.t, info, &vertex{name: info.name, grace: &grace}, o.policy, link)
+		x.addWindowed(g, out.t, info, &vertex{name: info.name, grace: &grace}, o.handling, link)
 	})
 	return out
 }

@@ -178,7 +178,7 @@ func addStep[L, W, K, V any](s stream[K, V], prefix string, opts []Option, e eff
 		from := x.stream(s.ref)
 		v := &vertex{name: x.nameOr(o.name, prefix), keyChanging: e&rekeys != 0, valueChanging: e&revalues != 0}
 		v.write = func(v *vertex) {
-			x.addProcessor(v.name, v.parentNames(), o.policy, func(c *Chain, n *node) any {
+			x.addProcessor(v.name, v.parentNames(), o.handling, func(c *Chain, n *node) any {
 				to := next[L, W]
 				if e == 0 {
 					to = pass[L, W]
@@ -200,7 +200,7 @@ func changes[K, V any](t table[K, V], o []Option) stream[K, V] {
 		from := x.table(t.ref)
 		v := &vertex{name: x.nameOr(opts.name, "KTABLE-TOSTREAM-")}
 		v.write = func(v *vertex) {
-			x.addProcessor(v.name, v.parentNames(), opts.policy, func(c *Chain, n *node) any {
+			x.addProcessor(v.name, v.parentNames(), opts.handling, func(c *Chain, n *node) any {
 				next := next[K, V](c, n)
 				return forwardChange[K, V](func(r change[K, V]) error {
 					return next(rec[K, V]{r.key, r.new, r.ts, r.headers, r.rawKey, r.rawNew, r.noKey, r.noNew})
@@ -380,6 +380,6 @@ func (s WindowedStream[K, V]) To(t Topic[Windowed[K], V], o ...Option) {
 	opts := optionsOf(o)
 	s.s.ref.b.add(func(x *build) {
 		from := x.stream(s.s.ref)
-		addSink(x, x.nameOr(opts.name, "KSTREAM-SINK-"), t, nil, s.s.keys, s.s.values, opts.policy, from.v)
+		addSink(x, x.nameOr(opts.name, "KSTREAM-SINK-"), t, nil, s.s.keys, s.s.values, opts.handling, from.v)
 	})
 }

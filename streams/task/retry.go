@@ -199,10 +199,10 @@ func (t *Task) keep(r *retried) error {
 		state.Meta{Timestamp: max(0, r.in.Timestamp)})
 }
 
-// retry tries what is due, some of it if it is much.
+// retry tries what is due and within the rate limits, some of it if it is much.
 func (t *Task) retry() error {
 	s := &t.retries
-	for n := 0; n < mostRetries && len(s.due) > 0 && s.due[0].due <= t.now; n++ {
+	for n := 0; n < mostRetries && len(s.due) > 0 && max(s.due[0].due, t.chain.NotBefore(t.now)) <= t.now; n++ {
 		w := heap.Pop(&s.due).(*waiting)
 		q := t.inputs[w.at]
 		if q == nil { // of a pattern whose topic is not read, or not yet

@@ -179,6 +179,10 @@ func (t *Task) Ready() bool {
 // Queued tells whether a record waits, ready or not.
 func (t *Task) Queued() bool { return len(t.ready) > 0 }
 
+// NotBefore returns when the next record may be processed, in milliseconds by the wall clock, which it is told: 0, or what is
+// past, for at once. It is later while an operator with a rate limit may take none. Process does not look at it.
+func (t *Task) NotBefore(nowMs int64) int64 { return t.chain.NotBefore(nowMs) }
+
 // QueuedBytes returns what the queue of an input partition holds.
 func (t *Task) QueuedBytes(p Partition) int { return t.inputs[p].bytes }
 
@@ -245,10 +249,13 @@ func (t *Task) Punctuate() error {
 // NextWall returns when the wall clock next makes a punctuation or a retry due, in milliseconds, or false for never.
 func (t *Task) NextWall() (int64, bool) {
 	next, ok := t.chain.NextWall()
-	if len(t.retries.due) == 0 || ok && next <= t.retries.due[0].due {
+	if len(t.retries.due) == 0 {
 		return next, ok
 	}
-	return t.retries.due[0].due, true
+	if again := max(t.retries.due[0].due, t.chain.NotBefore(t.now)); !ok || again < next {
+		return again, true
+	}
+	return next, true
 }
 
 // Schedules returns what the task's processors have scheduled, by next time, stream time first.
