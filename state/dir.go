@@ -37,6 +37,7 @@ type DirOptions struct {
 //	identity        who this instance is: see [Dir.Identity]
 //	topology        what wrote the state: see [Dir.SetTopology]
 //	db/             the database
+//	db.ballast      room on a full disk for its last writes: see [PebbleOptions]
 //	db.damaged-…/   one that was moved aside
 //
 // Whatever else lies there is left alone. Somebody may take it away while it is in use: see [Dir.Check]. It is safe for
@@ -176,6 +177,7 @@ func (d *Dir) list() error {
 		case n == dbName || n == engineName || n == identityName:
 			d.existed = true
 		case n == topologyName, n == topologyName+".new":
+		case n == dbName+ballastSuffix:
 		case n == lockName, n == holderName, n == holderName+".new", n == identityName+".new":
 		case strings.HasPrefix(n, dbName+".damaged-"):
 		default:

@@ -19,6 +19,7 @@ import (
 type guard struct {
 	log     *slog.Logger
 	tell    func(error) // called once the engine has failed; it must not block
+	ballast *ballast
 	waits   atomic.Bool // a full disk is waited for: not while opening
 	full    atomic.Bool
 	slow    atomic.Bool // something failed in the background: the next try is delayed
@@ -198,6 +199,9 @@ func (g *guard) retry(do func() error) error {
 			g.ring()
 			g.mu.Unlock()
 		}
+		if g.ballast.ending.Load() {
+			g.ballast.free()
+		}
 		if !g.sleep(fullRetry) {
 			return err
 		}
@@ -298,7 +302,13 @@ func (f *guardFS) Create(name string, c writeCategory) (file, error) {
 		return &manifestFile{made, f.guard}, nil
 	}
 	f.guard.pause()
-	return f.open(func() (file, error) { return f.FS.Create(name, c) })
+	return f.open(func() (file, error) {
+		opened, err := f.FS.Create(name, c)
+		if err == nil && c != flushCategory && strings.HasSuffix(name, ".sst") {
+			opened = &compactedFile{opened, f.guard}
+		}
+		return opened, err
+	})
 }
 
 func (f *guardFS) OpenDir(name string) (file, error) {
@@ -366,6 +376,21 @@ func (f *guardFile) Write(p []byte) (n int, err error) {
 
 func (f *guardFile) Sync() error     { return f.sync(f.file.Sync) }
 func (f *guardFile) SyncData() error { return f.sync(f.file.SyncData) }
+
+// compactedFile is what a compaction writes. It can be left out, and gets nothing of the room that the ballast leaves.
+type compactedFile struct {
+	file
+	guard *guard
+}
+
+func (f *compactedFile) Write(p []byte) (n int, err error) {
+	if f.guard.ballast.given() {
+		return 0, errEnding
+	}
+	return f.file.Write(p)
+}
+
+var errEnding = errors.New("nothing is compacted any more: the process ends, and the disk is full")
 
 // sync does not try again: what a failed one left is not known.
 func (f *guardFile) sync(do func() error) error {

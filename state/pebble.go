@@ -64,6 +64,7 @@ type (
 const (
 	noFd          = vfs.InvalidFd
 	writeNoMatter = vfs.WriteCategoryUnspecified
+	flushCategory = vfs.DiskWriteCategory("pebble-memtable-flush")
 )
 
 var (
@@ -77,6 +78,7 @@ type PebbleOptions struct {
 	FS            FS           // default: the operating system's, with paths as they are
 	MemTableBytes int          // how large a memtable grows before it is flushed; default 16 MB
 	CacheBytes    int64        // of blocks read; default 32 MB
+	BallastBytes  int64        // of a file that is given up on a full disk for the last writes of a process; default: none
 	Logger        *slog.Logger // default: discard
 	// OnCorrupt is called, from any goroutine, when damage is found, by a reader or in the background. It must not
 	// block, nor call the engine. Default: none; readers get the error anyway.
@@ -101,6 +103,7 @@ type Pebble struct {
 	fs       *guardFS
 	cache    *pebble.Cache
 	guard    *guard
+	ballast  *ballast
 	reopened time.Time // when Reopen opened it last
 	closed   bool      // by a Reopen that failed
 
@@ -137,6 +140,7 @@ const ingestDir = "ingest"
 // before it is read.
 func OpenPebble(dir string, o PebbleOptions) (*Pebble, error) {
 	e := newPebble(dir, o)
+	e.ballast = newBallast(e.o.FS, dir+ballastSuffix, o.BallastBytes, e.o.Logger)
 	if err := e.begin(); err != nil {
 		return nil, err
 	}
@@ -146,6 +150,7 @@ func OpenPebble(dir string, o PebbleOptions) (*Pebble, error) {
 // begin opens the database, under a guard and with a cache of its own.
 func (e *Pebble) begin() error {
 	e.guard = newGuard(e.o.Logger, func(err error) { e.tell(err) })
+	e.guard.ballast = e.ballast
 	e.fs = &guardFS{FS: e.o.FS, guard: e.guard}
 	e.cache = pebble.NewCache(e.o.CacheBytes + 2*int64(e.o.MemTableBytes)) // Pebble takes memtables out of its cache
 	db, err := e.open()
@@ -480,11 +485,26 @@ func (e *Pebble) flush(limit <-chan time.Time) error {
 		}
 		e.endFlush(f, err == nil)
 	}
+	if err == nil {
+		e.ballast.keep(e.Stats().DiskBytes)
+	}
 	if err != nil {
 		return fmt.Errorf("flush the state database %s: %w", e.dir, err)
 	}
 	return nil
 }
+
+// lastFlush is flush, and waits for the room that the ballast file had.
+func (e *Pebble) lastFlush(limit <-chan time.Time) error {
+	err := e.flush(limit)
+	for tries := 0; tries < ballastTries && errors.Is(err, ErrFull) && e.ballast.given(); tries++ {
+		e.guard.sleep(fullRetry)
+		err = e.flush(limit)
+	}
+	return err
+}
+
+const ballastTries = 10
 
 // flushing is a flush that is waited for.
 type flushing struct {
@@ -710,6 +730,17 @@ func (e *Pebble) MemoryBytes() int64 {
 // DiskBytes returns how large the database is on disk.
 func (e *Pebble) DiskBytes() int64 { return int64(e.metrics().DiskSpaceUsage()) }
 
+// Ending tells that the process ends: on a full disk what was written goes where the ballast file was.
+func (e *Pebble) Ending() {
+	e.ballast.ending.Store(true)
+	e.use.RLock()
+	full := e.guard.full.Load()
+	e.use.RUnlock()
+	if full {
+		e.ballast.free()
+	}
+}
+
 // Close implements [Engine]. Where the flush fails the database is closed all the same, and the tail that is lost is read
 // from the changelogs again. It does not wait for ever for a disk that does not answer.
 func (e *Pebble) Close() error {
@@ -720,9 +751,10 @@ func (e *Pebble) Close() error {
 	if e.closed {
 		return nil // it could not be opened again
 	}
+	e.Ending()
 	err := e.Failure()
 	if err == nil {
-		err = e.flush(time.After(closeWait))
+		err = e.lastFlush(time.After(closeWait))
 	}
 	e.guard.close()
 	closed := e.closeDB()
@@ -749,7 +781,7 @@ func (e *Pebble) closeDB() (err error) {
 		err = errStuck
 	}
 	if err != nil {
-		return fmt.Errorf("close the state database %s: %w", e.dir, err)
+		return fmt.Errorf("close the state database %s: %w", e.dir, e.guard.explain(err))
 	}
 	return nil
 }

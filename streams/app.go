@@ -327,6 +327,9 @@ func (a *App) stop() {
 	} else {
 		a.become(PendingShutdown)
 	}
+	if a.storage.pebble != nil {
+		a.storage.pebble.Ending()
+	}
 	for _, w := range slices.Concat(a.crew(), a.leaving) {
 		w.inbox.put(stop{})
 	}

@@ -118,6 +118,10 @@ type Config struct {
 	// FlushInterval is how often state is written to disk for good. After a crash what came since is read from the
 	// changelogs again. Default: 30s, and after every 64 MB.
 	FlushInterval time.Duration
+	// BallastBytes is the size of a file in the state directory that only takes room: it is removed when the application ends
+	// on a full disk, so that state is written to the end, and not read from the changelogs again at the next start. There is
+	// none before the state is as large. Default: 64 MB; negative: none.
+	BallastBytes int64
 	// CacheBytes is the size of the record cache of all tasks together, which holds updates of tables back so that only
 	// the last one of a key goes on at each commit. Default: 10 MB; negative: none, every update goes on at once
 	// (statestore.cache.max.bytes).
@@ -280,6 +284,7 @@ func (c Config) withDefaults() Config {
 	c.MemoryBytes = cmp.Or(c.MemoryBytes, 256<<20)
 	c.CacheBytes = max(cmp.Or(c.CacheBytes, 10<<20), 0)
 	c.FlushInterval = cmp.Or(c.FlushInterval, 30*time.Second)
+	c.BallastBytes = max(cmp.Or(c.BallastBytes, flushBytes), 0)
 	c.AcceptableLag = max(cmp.Or(c.AcceptableLag, 10_000), 0)
 	c.MaxWarmups = cmp.Or(c.MaxWarmups, 2)
 	c.ProbingInterval = cmp.Or(c.ProbingInterval, 10*time.Minute)

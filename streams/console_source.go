@@ -127,6 +127,7 @@ func (c Config) shown() []console.Setting {
 	add("MemoryBytes", c.MemoryBytes)
 	add("CacheBytes", c.CacheBytes)
 	add("FlushInterval", c.FlushInterval)
+	add("BallastBytes", c.BallastBytes)
 	add("NumStandbys", c.NumStandbys)
 	add("SessionTimeout", c.SessionTimeout)
 	add("HeartbeatInterval", c.HeartbeatInterval)

@@ -61,7 +61,7 @@ func (s *storage) open(c Config, corrupt func(*state.CorruptError)) (err error) 
 	if c.Engine == nil {
 		m := c.memory()
 		s.pebble, err = s.dir.OpenPebble(state.PebbleOptions{
-			MemTableBytes: m.memtable, CacheBytes: m.blocks, Logger: s.log,
+			MemTableBytes: m.memtable, CacheBytes: m.blocks, BallastBytes: c.BallastBytes, Logger: s.log,
 			OnCorrupt: corrupt,
 		})
 		if err == nil {
