@@ -696,6 +696,9 @@ func (h healed) noted(a *App) {
 	}
 }
 
+// wall returns what the wall clock shows, in milliseconds.
+func (a *App) wall() int64 { return a.config.Host.Now().UnixMilli() }
+
 // membership returns what the group says of this process, nil before it has joined.
 func (a *App) membership() *membership {
 	if a.group == nil {

@@ -98,10 +98,10 @@ func send(t *testing.T, brokers []string, records ...*kgo.Record) {
 }
 
 // receive reads n committed records of a topic.
-func receive(t *testing.T, brokers []string, topic string, n int) (records []*kgo.Record) {
+func receive(t *testing.T, brokers []string, topic string, n int, opts ...kgo.Opt) (records []*kgo.Record) {
 	t.Helper()
-	c, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ConsumeTopics(topic),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
+	c, err := kgo.NewClient(append(opts, kgo.SeedBrokers(brokers...), kgo.ConsumeTopics(topic),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -230,6 +230,9 @@ type Host struct {
 	FS state.FS
 	// Dial opens connections to brokers.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Now is the wall clock, which may be set while the application runs: processors, punctuations, retries, rate limits and
+	// dead letters go by it. Sessions, commits and timeouts do not.
+	Now func() time.Time
 }
 
 // String returns the settings that are no secrets, nor hold any. The configuration prints itself so everywhere, with
@@ -296,6 +299,9 @@ func (c Config) withDefaults() Config {
 	c.MaxBatchBytes = cmp.Or(c.MaxBatchBytes, int(min(max(64<<20, c.MemoryBytes/2), math.MaxInt32)))
 	c.Logger = cmp.Or(c.Logger, slog.Default())
 	c.Host.Dial = dialOr(c.Host.Dial, c.TLS)
+	if c.Host.Now == nil {
+		c.Host.Now = time.Now
+	}
 	return c
 }
 

@@ -198,7 +198,7 @@ func (g *globals) read(ctx context.Context, plan *topology.Plan, committed bool)
 
 // take processes what was read, and publishes it.
 func (g *globals) take() error {
-	now := time.Now().UnixMilli()
+	now := g.app.wall()
 	for _, f := range g.in.take(nil) {
 		if f.err != nil {
 			return fmt.Errorf("global store: %w", f.err)

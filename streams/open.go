@@ -318,7 +318,7 @@ func (w *worker) env(r *running) topology.Env {
 		DeadLetters: a.config.DeadLetterTopic,
 		Logger:      a.log.With("task", r.id.String()),
 		Rand:        rand.New(rand.NewPCG(h.Sum64(), r.owner.epoch)),
-		StartMs:     time.Now().UnixMilli(),
+		StartMs:     a.wall(),
 		CacheBytes:  a.config.CacheBytes / int64(max(1, len(a.plan()))),
 		EmitEvery:   emitEveryMs,
 		MostAhead:   a.config.MostAhead.Milliseconds(),

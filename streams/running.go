@@ -35,15 +35,15 @@ type running struct {
 }
 
 // mayProcess tells whether the rate limits let a record be processed that is ready, and counts the time for which they do not.
-func (r *running) mayProcess(now time.Time) bool {
-	at := r.task.NotBefore(now.UnixMilli())
+func (r *running) mayProcess(now time.Time, wallMs int64) bool {
+	at := r.task.NotBefore()
 	if at == 0 {
 		return true
 	}
 	if !r.limited.IsZero() {
 		r.meter.limited.Add(int64(now.Sub(r.limited)))
 	}
-	if at <= now.UnixMilli() {
+	if at <= wallMs {
 		r.limited = time.Time{}
 		return true
 	}

@@ -46,6 +46,7 @@ type worker struct {
 	queued   []*burst            // and those that no send has taken yet
 	spares   []*burst            // to be used again
 	waiting  []func()            // called when nothing of a task that may be opened again is on its way
+	wall     int64               // what the wall clock showed last, in milliseconds; 0: it was not looked at
 	retryAt  time.Time           // of a slice that could not be written
 	closing  bool                // every task goes
 	finished bool                // and none will come any more
@@ -89,6 +90,7 @@ func (w *worker) run(ctx context.Context) {
 	defer w.meter.running.Store(false)
 	for ctx.Err() == nil && !w.ended() {
 		w.receive()
+		w.clock()
 		stepped := w.step()
 		w.punctuate()
 		w.advance()
@@ -103,9 +105,9 @@ func (w *worker) run(ctx context.Context) {
 func (w *worker) wait(ctx context.Context) {
 	began := time.Now()
 	w.meter.beat.Store(began.UnixNano())
-	held := false
+	held, wall := false, w.app.wall()
 	for _, r := range w.order {
-		held = r.left == nil && r.task.Ready() && r.mayProcess(began) && !w.app.paused.Load() || held
+		held = r.left == nil && r.task.Ready() && r.mayProcess(began, wall) && !w.app.paused.Load() || held
 	}
 	w.inbox.wait(ctx, w.wake())
 	if took := int64(time.Since(began)); held {
@@ -138,10 +140,10 @@ func (w *worker) step() bool {
 	if w.app.paused.Load() || !w.commit.mayStep(w.load()) {
 		return false
 	}
-	now := time.Now()
+	now, wall := time.Now(), w.app.wall()
 	for range w.order {
 		w.turn = (w.turn + 1) % len(w.order)
-		if r := w.order[w.turn]; r.left == nil && r.task.Ready() && r.mayProcess(now) {
+		if r := w.order[w.turn]; r.left == nil && r.task.Ready() && r.mayProcess(now, wall) {
 			w.process(r)
 			return true
 		}
@@ -155,7 +157,8 @@ func (w *worker) process(r *running) {
 	if len(r.views) > 0 {
 		w.app.globals.renew(r)
 	}
-	r.task.Collect(&w.open.out, began.UnixMilli())
+	wall := w.app.wall()
+	r.task.Collect(&w.open.out, wall)
 	n := 0
 	var err error
 	for more := true; more && n < turnRecords && w.open.bytes < w.commit.bound; n++ {
@@ -163,7 +166,7 @@ func (w *worker) process(r *running) {
 			break
 		}
 		w.open.collect(r)
-		more = r.task.Ready() && r.task.NotBefore(began.UnixMilli()) <= began.UnixMilli()
+		more = r.task.Ready() && r.task.NotBefore() <= wall
 	}
 	r.processed += uint64(n)
 	w.meter.processed(r, n, began, time.Now())
@@ -215,7 +218,7 @@ func (w *worker) punctuate() {
 	if w.app.paused.Load() {
 		return
 	}
-	now := time.Now().UnixMilli()
+	now := w.app.wall()
 	for _, r := range w.order {
 		if due, ok := r.task.NextWall(); !ok || due > now || r.left != nil || !w.commit.mayStep(w.load()) {
 			continue
@@ -253,23 +256,46 @@ func (w *worker) load() load {
 // without a word.
 func (w *worker) wake() time.Time {
 	at := earlier(w.commit.wake(w.load()), time.Now().Add(w.app.config.HeartbeatInterval))
-	if !w.app.paused.Load() {
-		for _, r := range w.order {
-			if r.left != nil {
-				continue
-			}
-			if ms, ok := r.task.NextWall(); ok {
-				at = earlier(at, time.UnixMilli(ms))
-			}
-			if r.task.Ready() && !r.limited.IsZero() {
-				at = earlier(at, time.UnixMilli(r.task.NotBefore(time.Now().UnixMilli())))
-			}
-		}
+	if ms, ok := w.due(); ok && !w.app.paused.Load() {
+		at = earlier(at, time.Now().Add(time.Duration(ms-w.app.wall())*time.Millisecond))
 	}
 	if len(w.applying) > 0 {
 		at = earlier(at, w.retryAt)
 	}
 	return at
+}
+
+// due returns when the wall clock next makes something due, in milliseconds, or false for never.
+func (w *worker) due() (first int64, ok bool) {
+	note := func(ms int64) {
+		if !ok || ms < first {
+			first, ok = ms, true
+		}
+	}
+	for _, r := range w.order {
+		if r.left != nil {
+			continue
+		}
+		if ms, ok := r.task.NextWall(); ok {
+			note(ms)
+		}
+		if r.task.Ready() && !r.limited.IsZero() {
+			note(r.task.NotBefore())
+		}
+	}
+	return first, ok
+}
+
+// clock tells the tasks when the wall clock was set back: else what they wait for would wait as much longer.
+func (w *worker) clock() {
+	now := w.app.wall()
+	if back := w.wall - now; back > 0 {
+		w.log.Warn("the clock of this machine was set back", "by", time.Duration(back)*time.Millisecond)
+		for _, r := range w.order {
+			r.task.SetBack(back)
+		}
+	}
+	w.wall = now
 }
 
 // advance moves the commit on.
@@ -381,7 +407,7 @@ func (a answered) take(w *worker) {
 // seal freezes what the tasks did and hands it to the commit machine.
 func (w *worker) seal(why cause) {
 	for _, r := range slices.Clone(w.touched) {
-		r.task.Collect(&w.open.out, time.Now().UnixMilli())
+		r.task.Collect(&w.open.out, w.app.wall())
 		if err := r.task.Flush(); err != nil {
 			w.fail(r, err)
 			continue
@@ -649,7 +675,7 @@ func (in read) take(w *worker) {
 		w.unread = append(w.unread, in)
 		return
 	}
-	r.task.Collect(&w.open.out, time.Now().UnixMilli())
+	r.task.Collect(&w.open.out, w.app.wall())
 	p.held += in.bytes
 	err := r.task.Add(p.Partition, in.records)
 	r.task.Position(p.Partition, in.next, in.reached)

@@ -488,7 +488,7 @@ func (d *Driver) run() {
 func (d *Driver) step() bool {
 	d.t.Helper()
 	for _, u := range d.units {
-		if u.NotBefore(d.now.UnixMilli()) > d.now.UnixMilli() {
+		if u.NotBefore() > d.now.UnixMilli() {
 			continue
 		}
 		done, err := u.Process()
@@ -605,7 +605,7 @@ func (d *Driver) context() string { return "\n\n" + strings.TrimRight(d.graph.De
 // Now returns the driver's clock.
 func (d *Driver) Now() time.Time { return d.now }
 
-// Advance moves the clock on. What it makes due by wall clock runs once; stream time stays where it is. Records that wait for
+// Advance moves the clock on, or sets it back, which a running application survives. What it makes due by wall clock runs once; stream time stays where it is. Records that wait for
 // a rate limit are processed on the way, each at its time.
 func (d *Driver) Advance(by time.Duration) {
 	d.t.Helper()
@@ -619,6 +619,9 @@ func (d *Driver) Advance(by time.Duration) {
 	d.now = to
 	d.tick()
 	for _, u := range d.units {
+		if by < 0 {
+			u.SetBack(-by.Milliseconds())
+		}
 		d.check(u.Punctuate())
 		if !d.c.explicit {
 			d.commit(u)
@@ -630,7 +633,7 @@ func (d *Driver) Advance(by time.Duration) {
 // nextLimited returns when the first of the records may be processed that wait for a rate limit, or false for none.
 func (d *Driver) nextLimited() (at time.Time, ok bool) {
 	for _, u := range d.units {
-		if next := time.UnixMilli(u.NotBefore(d.now.UnixMilli())).UTC(); u.Queued() && next.After(d.now) && (!ok || next.Before(at)) {
+		if next := time.UnixMilli(u.NotBefore()).UTC(); u.Queued() && next.After(d.now) && (!ok || next.Before(at)) {
 			at, ok = next, true
 		}
 	}

@@ -1,12 +1,14 @@
 package topology
 
 import (
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"time"
 
 	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
@@ -326,6 +328,22 @@ func (c *Chain) Begin(out *Outbox, now int64) {
 	c.out, c.now = out, now
 	c.steps++
 	c.undo = c.undo[:0]
+}
+
+// early tells whether the wall clock has not come to next yet, which was at most every ahead of it: a clock that was set back
+// since does not have it wait for longer.
+func (c *Chain) early(next, every int64) bool { return c.now < next && next-c.now <= every }
+
+// SetBack tells that the wall clock was set back, by so many milliseconds: what it was to make due is due as much earlier, each
+// schedule on its grid, and so are the tokens of rate limits.
+func (c *Chain) SetBack(ms int64) {
+	for _, p := range c.wall {
+		p.due -= ms / p.everyMs * p.everyMs
+	}
+	heap.Init(&c.wall)
+	for _, b := range c.buckets {
+		b.full -= ms * int64(time.Millisecond)
+	}
 }
 
 // Rollback restores the operators' own memory to what it was at Begin. Outbox and stores have savepoints of their own.

@@ -24,7 +24,7 @@ func (c *Chain) emitter(s *StoreSpec) *emitter {
 
 // due tells whether windows that end up to a time may have to be sent.
 func (e *emitter) due(closed int64) bool {
-	if e.c.now < e.next.get() {
+	if e.c.early(e.next.get(), e.c.EmitEvery) {
 		return false
 	}
 	e.next.set(e.c.now + e.c.EmitEvery)

@@ -504,7 +504,7 @@ func (s *sideRun[K, V, W, R]) wait(r rec[K, V]) error {
 // where a window of each side is open.
 func (s *sideRun[K, V, W, R]) sweep(h Headers, now int64) error {
 	k := s.clock
-	if k.min.get()+s.after+s.grace >= now || s.c.now < k.next.get() {
+	if k.min.get()+s.after+s.grace >= now || s.c.early(k.next.get(), s.c.EmitEvery) {
 		return nil
 	}
 	k.next.set(s.c.now + s.c.EmitEvery)

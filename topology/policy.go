@@ -215,7 +215,7 @@ func (c *Chain) tell(f Failure, sent bool) {
 		t = new(told)
 		c.tells[k] = t
 	}
-	if c.now < t.next {
+	if c.early(t.next, tellEvery) {
 		t.hidden++
 		return
 	}

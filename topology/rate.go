@@ -74,7 +74,6 @@ type bucket struct {
 	every int64 // from token to token
 	ahead int64 // how long before it is full a record may come: the time in which all of its tokens but one come
 	full  int64 // when it is full again
-	now   int64 // when it was looked at last
 }
 
 func (r *rate) bucket() *bucket {
@@ -82,24 +81,7 @@ func (r *rate) bucket() *bucket {
 	return &bucket{every: every, ahead: max(0, atOnce/every-1) * every}
 }
 
-// look takes the time. A clock that was set back sets back with it what is owed.
-func (b *bucket) look(now int64) {
-	if now < b.now {
-		b.full -= b.now - now
-	}
-	b.now = now
-}
-
-func (b *bucket) take(now int64) {
-	b.look(now)
-	b.full = min(max(b.full, now)+b.every, now+mostOwed)
-}
-
-// notBefore returns from when on a record may come.
-func (b *bucket) notBefore(now int64) int64 {
-	b.look(now)
-	return b.full - b.ahead
-}
+func (b *bucket) take(now int64) { b.full = min(max(b.full, now)+b.every, now+mostOwed) }
 
 // bucket returns the bucket of a node's rate, which it may share with others; nil for none.
 func (c *Chain) bucket(n *node) *bucket {
@@ -115,15 +97,15 @@ func (c *Chain) bucket(n *node) *bucket {
 	return c.buckets[n.rate]
 }
 
-// NotBefore returns from when on a record may be processed, in milliseconds by the wall clock, which it is told: 0 if no
-// operator has a [RateLimit].
-func (c *Chain) NotBefore(nowMs int64) int64 {
+// NotBefore returns from when on a record may be processed, in milliseconds by the wall clock: 0 if no operator has a
+// [RateLimit].
+func (c *Chain) NotBefore() int64 {
 	if len(c.buckets) == 0 {
 		return 0
 	}
 	var at int64
 	for _, b := range c.buckets {
-		at = max(at, b.notBefore(nowMs*int64(time.Millisecond)))
+		at = max(at, b.full-b.ahead)
 	}
 	return (at + int64(time.Millisecond) - 1) / int64(time.Millisecond)
 }

@@ -74,6 +74,7 @@ func (t *Task) openRetries() error {
 	return nil
 }
 
+// scanRetries finds what waits in a store. A record that failed first in the future did so before the clock was set back.
 func (t *Task) scanRetries(b *state.Buffered) error {
 	it := b.Scan(nil, nil, false)
 	defer it.Close()
@@ -86,7 +87,7 @@ func (t *Task) scanRetries(b *state.Buffered) error {
 		if err != nil {
 			return err
 		}
-		w := &waiting{at: at, offset: offset, due: r.due, index: -1}
+		w := &waiting{at: at, offset: offset, due: r.due - max(0, r.first-t.now), index: -1}
 		if r.ordered {
 			w.order = orderOf(at.Topic, r.in.Key)
 		}
@@ -202,7 +203,7 @@ func (t *Task) keep(r *retried) error {
 // retry tries what is due and within the rate limits, some of it if it is much.
 func (t *Task) retry() error {
 	s := &t.retries
-	for n := 0; n < mostRetries && len(s.due) > 0 && max(s.due[0].due, t.chain.NotBefore(t.now)) <= t.now; n++ {
+	for n := 0; n < mostRetries && len(s.due) > 0 && max(s.due[0].due, t.chain.NotBefore()) <= t.now; n++ {
 		w := heap.Pop(&s.due).(*waiting)
 		q := t.inputs[w.at]
 		if q == nil { // of a pattern whose topic is not read, or not yet

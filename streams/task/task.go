@@ -89,7 +89,7 @@ type store struct {
 
 // New links a task's chain. Its set-up functions run now.
 func New(c Config) (*Task, error) {
-	t := &Task{id: c.ID, inputs: map[Partition]*queue{}, out: new(topology.Outbox)}
+	t := &Task{id: c.ID, inputs: map[Partition]*queue{}, out: new(topology.Outbox), now: c.Env.StartMs}
 	for _, spec := range c.Sub.Stores {
 		t.stores = append(t.stores, store{spec, c.Stores[spec.Name], FormatOf(spec)})
 	}
@@ -179,9 +179,9 @@ func (t *Task) Ready() bool {
 // Queued tells whether a record waits, ready or not.
 func (t *Task) Queued() bool { return len(t.ready) > 0 }
 
-// NotBefore returns when the next record may be processed, in milliseconds by the wall clock, which it is told: 0, or what is
-// past, for at once. It is later while an operator with a rate limit may take none. Process does not look at it.
-func (t *Task) NotBefore(nowMs int64) int64 { return t.chain.NotBefore(nowMs) }
+// NotBefore returns when the next record may be processed, in milliseconds by the wall clock: 0, or what is past, for at once.
+// It is later while an operator with a rate limit may take none. Process does not look at it.
+func (t *Task) NotBefore() int64 { return t.chain.NotBefore() }
 
 // QueuedBytes returns what the queue of an input partition holds.
 func (t *Task) QueuedBytes(p Partition) int { return t.inputs[p].bytes }
@@ -252,10 +252,18 @@ func (t *Task) NextWall() (int64, bool) {
 	if len(t.retries.due) == 0 {
 		return next, ok
 	}
-	if again := max(t.retries.due[0].due, t.chain.NotBefore(t.now)); !ok || again < next {
+	if again := max(t.retries.due[0].due, t.chain.NotBefore()); !ok || again < next {
 		return again, true
 	}
 	return next, true
+}
+
+// SetBack tells that the wall clock was set back, by so many milliseconds: punctuations and retries are due as much earlier.
+func (t *Task) SetBack(ms int64) {
+	t.chain.SetBack(ms)
+	for _, w := range t.retries.due {
+		w.due -= ms
+	}
 }
 
 // Schedules returns what the task's processors have scheduled, by next time, stream time first.
