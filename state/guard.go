@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // guard stands between an engine and its disk. Pebble repeats what fails in the background at once and for ever, and
@@ -449,5 +447,5 @@ func (lostFile) SyncData() error              { return nil }
 func (lostFile) SyncTo(int64) (bool, error)   { return true, nil }
 func (lostFile) Preallocate(_, _ int64) error { return nil }
 func (lostFile) Prefetch(_, _ int64) error    { return nil }
-func (lostFile) Fd() uintptr                  { return vfs.InvalidFd }
+func (lostFile) Fd() uintptr                  { return noFd }
 func (lostFile) Close() error                 { return nil }
