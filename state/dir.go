@@ -22,12 +22,18 @@ import (
 // ErrLocked reports that another process uses the state directory. Stop it, or give this one a directory of its own.
 var ErrLocked = errors.New("state directory is in use")
 
+// ErrNoState reports that a directory, which was to be read, is no state directory. Name the one that the application runs
+// with.
+var ErrNoState = errors.New("there is no state directory")
+
 // DirOptions configure a state directory. Zero fields are the defaults.
 type DirOptions struct {
 	FS       FS           // default: the host's, of which nothing outside of the directory is reached
 	HostName string       // default: the host's name
 	Logger   *slog.Logger // default: discard
 	Now      func() time.Time
+	// ReadOnly opens a directory that is there, and changes nothing in it: no identity, no holder, no database.
+	ReadOnly bool
 }
 
 // Dir is a state directory, which one process has at a time:
@@ -114,9 +120,9 @@ func (d *Dir) open() error {
 
 func (d *Dir) openFS() error {
 	if d.fs != nil {
-		return makeDir(d.fs, d.base)
+		return d.make(d.fs)
 	}
-	if err := makeDir(hostFS, d.path); err != nil {
+	if err := d.make(hostFS); err != nil {
 		return err
 	}
 	root, err := openRootFS(d.path)
@@ -124,6 +130,17 @@ func (d *Dir) openFS() error {
 		return err
 	}
 	d.fs, d.root, d.base = root, root, "."
+	return nil
+}
+
+// make makes the directory, or looks for one that was made.
+func (d *Dir) make(on FS) error {
+	if !d.o.ReadOnly {
+		return makeDir(on, d.path)
+	}
+	if _, err := on.Stat(on.PathJoin(d.path, lockName)); err != nil {
+		return fmt.Errorf("%w: %w", ErrNoState, err)
+	}
 	return nil
 }
 
@@ -158,6 +175,9 @@ func (d *Dir) takeLock() error {
 		return fmt.Errorf("%w by %s: stop it, or give this one a state directory of its own (%w)", ErrLocked, who, err)
 	}
 	d.lock = lock
+	if d.o.ReadOnly {
+		return nil
+	}
 	b, err := json.Marshal(holder{os.Getpid(), d.o.HostName})
 	if err != nil {
 		return err
@@ -204,7 +224,7 @@ type identity struct {
 func (d *Dir) loadIdentity() error {
 	id, err := d.readIdentity()
 	switch {
-	case err == nil:
+	case err == nil || d.o.ReadOnly:
 		d.id = id
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
@@ -324,6 +344,12 @@ func (d *Dir) SetTopology(b []byte) error {
 
 const maxTopologyBytes = 16 << 20
 
+// HasDatabase tells whether OpenPebble finds a database, or makes one.
+func (d *Dir) HasDatabase() bool {
+	_, err := d.fs.Stat(d.name(dbName))
+	return err == nil
+}
+
 // Existed tells whether the directory was used before.
 func (d *Dir) Existed() bool { return d.existed }
 
@@ -335,12 +361,15 @@ func (d *Dir) Path() string { return d.path }
 
 // OpenPebble opens the directory's database. Close it before the directory.
 func (d *Dir) OpenPebble(o PebbleOptions) (*Pebble, error) {
-	o.FS = d.fs
+	o.FS, o.ReadOnly = d.fs, d.o.ReadOnly
 	return OpenPebble(d.name(dbName), o)
 }
 
 // EngineDir returns a directory inside this one for an engine other than Pebble, and makes it if there is none.
 func (d *Dir) EngineDir() (string, error) {
+	if d.o.ReadOnly {
+		return filepath.Join(d.path, engineName), nil
+	}
 	if err := d.fs.MkdirAll(d.name(engineName), dirMode); err != nil {
 		return "", fmt.Errorf("make the directory of the engine in %s: %w", d.path, err)
 	}

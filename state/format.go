@@ -2,6 +2,7 @@ package state
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/eddyline/eddyline/serde"
@@ -25,6 +26,36 @@ type Format interface {
 	Log(key, value []byte, m Meta) Logged
 	// Restore appends the local entry of a changelog record to the slices, which may be empty. A nil value is a delete.
 	Restore(dstKey, dstValue []byte, r Logged) (key, value []byte, err error)
+	// Split takes a local entry apart, for those who print it. The slices may share memory with the arguments.
+	Split(key, value []byte) (Parts, error)
+}
+
+// Parts are a local entry of a store, taken apart. What its kind of store does not have is zero.
+type Parts struct {
+	Key, Value []byte
+	Timestamp  int64 // milliseconds, or NoTimestamp
+	Headers    serde.Headers
+	Start, End int64  // milliseconds: start of the window, bounds of the session, or in Start the time a version is valid from
+	Sequence   uint32 // of several values of a key and window
+	Deleted    bool   // a version that says that the key has no value from then on; or a nil value
+}
+
+var errEntry = errors.New("local entry is too short, or was not written by this kind of store")
+
+// stamped takes 8 bytes of timestamp off a local value; a nil one is a delete.
+func (p Parts) stamped() (Parts, error) {
+	if p.Deleted {
+		return p, nil
+	}
+	if len(p.Value) < 8 {
+		return p, errEntry
+	}
+	p.Timestamp, p.Value = int64(binary.BigEndian.Uint64(p.Value)), p.Value[8:]
+	return p, nil
+}
+
+func partsOf(key, value []byte) Parts {
+	return Parts{Key: key, Value: value, Timestamp: NoTimestamp, Deleted: value == nil}
 }
 
 // Timestamped is the format of key-value stores: the local value is 8 bytes of timestamp, then the value. In the
@@ -56,6 +87,9 @@ func (Timestamped) Restore(dstKey, dstValue []byte, r Logged) (key, value []byte
 	}
 	return key, append(binary.BigEndian.AppendUint64(dstValue, uint64(r.Timestamp)), r.Value...), nil
 }
+
+// Split implements [Format].
+func (Timestamped) Split(key, value []byte) (Parts, error) { return partsOf(key, value).stamped() }
 
 // SubscriptionFormat is the format of the stores of foreign-key joins: that of [Timestamped] with the headers of the record
 // that caused the write.
@@ -92,6 +126,9 @@ func (WaitingFormat) Restore(dstKey, dstValue []byte, r Logged) (key, value []by
 	return key, append(dstValue, r.Value...), nil
 }
 
+// Split implements [Format].
+func (WaitingFormat) Split(key, value []byte) (Parts, error) { return partsOf(key, value), nil }
+
 // WithHeaders is the format of key-value stores that keep headers: the local value is the headers, as appendHeaders
 // writes them, 8 bytes of timestamp, then the value. In the changelog the record carries headers and timestamp.
 type WithHeaders struct{}
@@ -116,6 +153,18 @@ func (WithHeaders) Restore(dstKey, dstValue []byte, r Logged) (key, value []byte
 		return key, nil, nil
 	}
 	return key, append(binary.BigEndian.AppendUint64(appendHeaders(dstValue, r.Headers), uint64(r.Timestamp)), r.Value...), nil
+}
+
+// Split implements [Format].
+func (WithHeaders) Split(key, value []byte) (p Parts, err error) {
+	p = partsOf(key, value)
+	if value == nil {
+		return p, nil
+	}
+	if p.Headers, p.Value, err = cutHeaders(value); err != nil {
+		return p, err
+	}
+	return p.stamped()
 }
 
 // appendHeaders writes headers: how many bytes follow; then, unless that is 0, how many headers, and of each the length of
@@ -196,3 +245,6 @@ func (Plain) Restore(dstKey, dstValue []byte, r Logged) (key, value []byte, err 
 	}
 	return key, append(dstValue, r.Value...), nil
 }
+
+// Split implements [Format].
+func (Plain) Split(key, value []byte) (Parts, error) { return partsOf(key, value), nil }

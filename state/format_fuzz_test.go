@@ -41,3 +41,27 @@ func FuzzRestore(f *testing.F) {
 		}
 	})
 }
+
+// FuzzSplit takes any bytes apart as a local entry of each kind of store: an error, or parts that are among the bytes.
+func FuzzSplit(f *testing.F) {
+	formats := []state.Format{
+		state.Plain{}, state.Timestamped{}, state.WaitingFormat{}, state.WithHeaders{}, state.HeldFormat{}, state.VersionFormat{},
+		state.SessionFormat{SegmentMs: 1000}, state.WindowFormat{SegmentMs: 1000}, state.WindowFormat{SegmentMs: 1000, Duplicates: true, Timestamped: true},
+		state.WindowFormat{SegmentMs: 1000, ByStart: true}, state.WindowFormat{SegmentMs: 1000, ByStart: true, Duplicates: true},
+	}
+	for i := range formats {
+		f.Add(uint8(i), state.AppendKey(make([]byte, 8), []byte("k\x00y")), []byte("value of a store"))
+		f.Add(uint8(i), append(state.AppendKey(make([]byte, 8), []byte("k")), make([]byte, 12)...), []byte{})
+		f.Add(uint8(i), append(state.AppendKey(nil, []byte("k")), make([]byte, 8)...), []byte{1, 'v'})
+	}
+	f.Fuzz(func(t *testing.T, i uint8, key, value []byte) {
+		format := formats[int(i)%len(formats)]
+		p, err := format.Split(key, value)
+		if err == nil && (len(p.Key) > len(key) || len(p.Value) > len(value)) {
+			t.Errorf("%T: %x=%x has parts %+v", format, key, value, p)
+		}
+		if p, err := format.Split(key, nil); err == nil && (!p.Deleted || p.Value != nil) {
+			t.Errorf("%T: the delete of %x has parts %+v", format, key, p)
+		}
+	})
+}

@@ -174,6 +174,20 @@ func (HeldFormat) Log(key, value []byte, _ Meta) Logged {
 	return r
 }
 
+// Split implements [Format]. The value is the one that is held; Start is its place in the order.
+func (HeldFormat) Split(key, value []byte) (Parts, error) {
+	p := partsOf(key, value)
+	if value == nil {
+		return p, nil
+	}
+	h, err := DecodeHeld(value)
+	if err != nil {
+		return p, err
+	}
+	p.Value, p.Timestamp, p.Headers, p.Start, p.Deleted = h.New, h.Timestamp, h.Headers, h.Time, h.New == nil
+	return p, nil
+}
+
 // Restore implements [Format].
 func (HeldFormat) Restore(dstKey, dstValue []byte, r Logged) (key, value []byte, err error) {
 	if r.Key == nil {

@@ -85,6 +85,8 @@ type PebbleOptions struct {
 	OnCorrupt func(*CorruptError)
 	// Now is the clock that names databases moved aside. Default: time.Now.
 	Now func() time.Time
+	// ReadOnly opens a database that is there, and changes nothing in it: writes fail.
+	ReadOnly bool
 }
 
 // Pebble is the engine on disk: one database for a process. It has no log of its own, since the changelogs are that: what
@@ -154,7 +156,7 @@ func (e *Pebble) begin() error {
 	e.fs = &guardFS{FS: e.o.FS, guard: e.guard}
 	e.cache = pebble.NewCache(e.o.CacheBytes + 2*int64(e.o.MemTableBytes)) // Pebble takes memtables out of its cache
 	db, err := e.open()
-	if err != nil && !e.guard.isEnvironment(err) {
+	if err != nil && !e.o.ReadOnly && !e.guard.isEnvironment(err) {
 		if err = e.moveAside(err); err == nil {
 			db, err = e.open()
 		}
@@ -274,6 +276,9 @@ func newPebble(dir string, o PebbleOptions) *Pebble {
 }
 
 func (e *Pebble) open() (*pebble.DB, error) {
+	if e.o.ReadOnly {
+		return pebble.Open(e.dir, e.options())
+	}
 	if err := makeDir(e.o.FS, e.dir); err != nil {
 		return nil, err
 	}
@@ -291,6 +296,7 @@ func (e *Pebble) options() *pebble.Options {
 	g := e.guard
 	o := &pebble.Options{
 		FS:                          e.fs,
+		ReadOnly:                    e.o.ReadOnly,
 		Comparer:                    comparer,
 		FormatMajorVersion:          pebble.FormatTableFormatV6,
 		DisableWAL:                  true,
@@ -753,7 +759,7 @@ func (e *Pebble) Close() error {
 	}
 	e.Ending()
 	err := e.Failure()
-	if err == nil {
+	if err == nil && !e.o.ReadOnly {
 		err = e.lastFlush(time.After(closeWait))
 	}
 	e.guard.close()

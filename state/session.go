@@ -195,6 +195,21 @@ func (f SessionFormat) Restore(dstKey, dstValue []byte, r Logged) (key, value []
 	return key, append(dstValue, r.Value...), nil
 }
 
+// Split implements [Format].
+func (SessionFormat) Split(local, value []byte) (Parts, error) {
+	p := partsOf(nil, value)
+	if len(local) < 8 {
+		return p, errEntry
+	}
+	key, rest, ok := CutKey(nil, local[8:])
+	if !ok || len(rest) != sessionSuffix {
+		return p, errEntry
+	}
+	p.Key = key
+	p.Start, p.End = sessionBounds(rest)
+	return p, nil
+}
+
 // SessionBytes is a session store in bytes: a [Sessions], or one behind a cache.
 type SessionBytes interface {
 	Get(key []byte, start, end int64) ([]byte, bool, error)

@@ -73,6 +73,15 @@ func OpenSpaces(e Engine) (*Spaces, error) {
 	return s, nil
 }
 
+// ReadSpaces reads the table of spans, and changes nothing: what it finds damaged is an error.
+func ReadSpaces(e Engine) (*Spaces, error) {
+	s := &Spaces{engine: e, ids: make(map[spaceName]uint32)}
+	if err := s.loadTable(); err != nil {
+		return nil, fmt.Errorf("read the table of stores: %w", err)
+	}
+	return s, nil
+}
+
 func (s *Spaces) read() error {
 	for try := 0; ; try++ {
 		err := s.load()
@@ -273,6 +282,18 @@ func (s *Spaces) Open(task, store string, l Layout) (*Space, error) {
 	s.last++
 	s.ids[name] = next
 	return &Space{spaces: s, engine: s.engine, name: name, id: next, empty: true}, nil
+}
+
+// Find returns the space of a store of a task, or false if there is none.
+func (s *Spaces) Find(task, store string) (*Space, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name := spaceName{task, store}
+	id, ok := s.ids[name]
+	if !ok {
+		return nil, false
+	}
+	return &Space{spaces: s, engine: s.engine, name: name, id: id}, true
 }
 
 func tableKey(n spaceName) []byte {

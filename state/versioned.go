@@ -323,6 +323,23 @@ func (VersionFormat) Restore(dstKey, dstValue []byte, r Logged) (key, value []by
 	return key, append(append(dstValue, kept), r.Value...), nil
 }
 
+// Split implements [Format]. A version that is only logged is a deletion here.
+func (VersionFormat) Split(local, value []byte) (Parts, error) {
+	p := partsOf(nil, value)
+	key, rest, ok := CutKey(nil, local)
+	if !ok || len(rest) != versionSuffix || value != nil && (len(value) == 0 || value[0] > forgotten) {
+		return p, errEntry
+	}
+	p.Key = key
+	p.Start, _ = versionTime(local)
+	if p.Deleted = value == nil || value[0] != kept; p.Deleted {
+		p.Value = nil
+	} else {
+		p.Value = value[1:]
+	}
+	return p, nil
+}
+
 // Version is a value of a key with the time that it is valid in.
 type Version[V any] struct {
 	Value V

@@ -288,6 +288,33 @@ func (f WindowFormat) Restore(dstKey, dstValue []byte, r Logged) (key, value []b
 	return key, append(dstValue, r.Value...), nil
 }
 
+// Split implements [Format].
+func (f WindowFormat) Split(local, value []byte) (Parts, error) {
+	p := partsOf(nil, value)
+	if len(local) < 8 {
+		return p, errEntry
+	}
+	key, rest, ok := CutKey(nil, local[8:])
+	size := 0
+	if !f.ByStart {
+		size += 8
+	}
+	if f.Duplicates {
+		size += 4
+	}
+	if !ok || len(rest) != size {
+		return p, errEntry
+	}
+	p.Key, p.Start = key, f.windows().start(local, rest)
+	if f.Duplicates {
+		p.Sequence = binary.BigEndian.Uint32(rest[size-4:])
+	}
+	if !f.Timestamped {
+		return p, nil
+	}
+	return p.stamped()
+}
+
 // WindowEntry is an entry of a window or session store.
 type WindowEntry[K, V any] struct {
 	Key       K

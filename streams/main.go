@@ -64,6 +64,7 @@ type program struct {
 //	top        the same, again and again, with rates
 //	reset      have the application begin again: input offsets, internal topics, local state
 //	redrive    send dead letters back to where they came from
+//	state      look into the state directory of a stopped instance, or move its state
 //	acls       print what the application has to be allowed on the brokers
 //	help       print what a command does
 //	completion print a script that completes command lines

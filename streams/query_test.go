@@ -27,6 +27,10 @@ var (
 // queried has a store of each kind.
 func queried(t *testing.T) *topology.Graph {
 	t.Helper()
+	return graphOf(t, queriedBuilder())
+}
+
+func queriedBuilder() *topology.Builder {
 	b := topology.New()
 	lines := b.Stream(topology.NewTopic("lines", serde.String, serde.String)).GroupByKey()
 	lines.Count().In(queriedCounts).ToStream().To(topology.NewTopic("counts", serde.String, serde.Int64))
@@ -34,7 +38,7 @@ func queried(t *testing.T) *topology.Graph {
 	lines.SessionsBy(topology.Sessions{Gap: time.Minute}).Count().In(queriedSessions)
 	b.Table(topology.NewTopic("history", serde.String, serde.String)).In(queriedHistory)
 	b.GlobalTable(topology.NewTopic("names", serde.String, serde.String)).In(queriedNames)
-	return graphOf(t, b)
+	return b
 }
 
 // TestQueries reads stores of every kind while their application runs.
