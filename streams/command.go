@@ -44,6 +44,7 @@ type commandFlags struct {
 
 	principal string
 	state     stateFlags
+	replay    replayFlags
 }
 
 // commands returns what the program can do. The first is what it does without a command.
@@ -54,7 +55,7 @@ func (p *program) commands() []*command {
 			long: "Without --brokers it runs on a broker of its own, in memory. With --brokers several instances of the same\n" +
 				"--application-id share the work; give each its own --state-dir on a disk that stays, and a restart goes on from there.",
 		},
-		describeCommand, topicsCommand, diffCommand, statusCommand, topCommand, resetCommand, redriveCommand, stateCommand, aclsCommand,
+		describeCommand, topicsCommand, diffCommand, statusCommand, topCommand, resetCommand, redriveCommand, stateCommand, replayCommand, aclsCommand,
 	}
 	help := &command{name: "help", args: "[COMMAND]", most: 1, tool: true, offline: true, short: "print what a command does, and its flags", run: (*program).help}
 	completion := &command{

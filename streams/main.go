@@ -65,6 +65,7 @@ type program struct {
 //	reset      have the application begin again: input offsets, internal topics, local state
 //	redrive    send dead letters back to where they came from
 //	state      look into the state directory of a stopped instance, or move its state
+//	replay     run a slice of an input partition through the topology here, and show what happens
 //	acls       print what the application has to be allowed on the brokers
 //	help       print what a command does
 //	completion print a script that completes command lines

@@ -97,8 +97,22 @@ type Env struct {
 	// Flushed is called in Flush when a store had its turn: of a buffer, what a commit of Kafka Streams logs is settled then.
 	// Nil: nobody asks.
 	Flushed func(s *StoreSpec)
+	// Forwarded is called with each record and each change of a table that goes from one node to the next, before it does.
+	// Nil costs nothing: a chain is linked for it or without.
+	Forwarded func(f Forward)
 	// Extract is the timestamp extractor of topics that have none of their own; nil takes the record's timestamp.
 	Extract func(in *Input, key, value any, partitionTime int64) (int64, bool)
+}
+
+// Forward is a record, or a change of a table, on its way from one node to the next.
+type Forward struct {
+	From, To   string // the nodes
+	FromSource bool   // From reads a topic
+	Depth      int    // of the node that it goes to: 1 below a source, or below what a commit or the clock sets going
+	Key, Value any    // nil: absent
+	Old        any    // the value that a change replaces; nil: none, or nobody asked for it
+	Timestamp  int64  // milliseconds
+	Headers    serde.Headers
 }
 
 // Chain is the linked nodes of one task: closures from node to node, made once, called for every record. It belongs to
@@ -138,6 +152,7 @@ type Chain struct {
 	rewrites     bool    // a processor replaces headers that others share, so records have a cell for them
 	below        error   // the first failure of what the processor at hand forwarded
 	err          error
+	depth        int               // of the node at hand, while forwards are shown
 	attempt      int               // of a record that is tried again
 	first        int64             // and when it failed first
 	tells        map[tellKey]*told // what was logged of records that were left out
@@ -204,7 +219,7 @@ func next[K, V any](c *Chain, n *node) forward[K, V] {
 func pass[K, V any](c *Chain, n *node) forward[K, V] {
 	var to []forward[K, V]
 	for _, child := range n.children {
-		to = append(to, paced(c, child, c.input(child).(forward[K, V])))
+		to = append(to, inputOf[K, V](c, n, child))
 	}
 	switch len(to) {
 	case 0:
@@ -222,6 +237,50 @@ func pass[K, V any](c *Chain, n *node) forward[K, V] {
 	}
 }
 
+// inputOf returns the input of a child of n, which shows what n forwards, if somebody looks.
+func inputOf[K, V any](c *Chain, n, child *node) forward[K, V] {
+	to := paced(c, child, c.input(child).(forward[K, V]))
+	if c.Forwarded == nil {
+		return to
+	}
+	return func(r rec[K, V]) error {
+		return c.shown(n, child, Forward{Key: shownOf(r.key, r.noKey), Value: shownOf(r.value, r.noValue), Timestamp: r.ts, Headers: r.headers},
+			func() error { return to(r) })
+	}
+}
+
+// changeInputOf is inputOf for changes of a table.
+func changeInputOf[K, V any](c *Chain, n, child *node) forwardChange[K, V] {
+	to := pacedChange(c, child, c.input(child).(forwardChange[K, V]))
+	if c.Forwarded == nil {
+		return to
+	}
+	return func(ch change[K, V]) error {
+		f := Forward{
+			Key: shownOf(ch.key, ch.noKey), Value: shownOf(ch.new, ch.noNew), Old: shownOf(ch.old, ch.noOld), Timestamp: ch.ts, Headers: ch.headers,
+		}
+		return c.shown(n, child, f, func() error { return to(ch) })
+	}
+}
+
+// shown shows a forward, and does it.
+func (c *Chain) shown(from, to *node, f Forward, do func() error) error {
+	f.From, f.To, f.FromSource = from.name, to.name, from.kind == sourceNode
+	c.depth++
+	f.Depth = c.depth
+	c.Forwarded(f)
+	err := do()
+	c.depth--
+	return err
+}
+
+func shownOf[T any](v T, absent bool) any {
+	if absent {
+		return nil
+	}
+	return v
+}
+
 // nextChange is next for a node that makes changes of a table.
 func nextChange[K, V any](c *Chain, n *node) forwardChange[K, V] {
 	to := passChange[K, V](c, n)
@@ -237,7 +296,7 @@ func nextChange[K, V any](c *Chain, n *node) forwardChange[K, V] {
 func passChange[K, V any](c *Chain, n *node) forwardChange[K, V] {
 	var to []forwardChange[K, V]
 	for _, child := range n.children {
-		to = append(to, pacedChange(c, child, c.input(child).(forwardChange[K, V])))
+		to = append(to, changeInputOf[K, V](c, n, child))
 	}
 	switch len(to) {
 	case 0:
@@ -327,6 +386,7 @@ func (r register) raise(v int64) int64 {
 func (c *Chain) Begin(out *Outbox, now int64) {
 	c.out, c.now = out, now
 	c.steps++
+	c.depth = 0
 	c.undo = c.undo[:0]
 }
 

@@ -303,7 +303,7 @@ func linkProcess[K, V, L, W any](setUp func(*Context[L, W]) Processor[K, V]) fun
 		x := &Context[L, W]{processorContext: processorContext{Context: c.Context, c: c, n: n}, next: pass[L, W](c, n), nulls: nullsOf[L, W]()}
 		x.children = map[string]forward[L, W]{}
 		for _, child := range n.children {
-			x.children[child.name] = paced(c, child, c.input(child).(forward[L, W]))
+			x.children[child.name] = inputOf[L, W](c, n, child)
 		}
 		c.at = n
 		return runProcessor(c, n, setUp(x))

@@ -495,7 +495,7 @@ func linkBranches[K, V any](c *Chain, n *node, taken []branch[K, V]) forward[K, 
 	for _, b := range taken {
 		for _, child := range n.children {
 			if child.name == b.name {
-				to = append(to, paced(c, child, c.input(child).(forward[K, V])))
+				to = append(to, inputOf[K, V](c, n, child))
 			}
 		}
 	}
