@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/topology"
@@ -206,6 +207,11 @@ type Config struct {
 	Logger *slog.Logger
 	// Metrics is where the application's metrics are registered, under Kafka Streams' names. Default: nil, nowhere.
 	Metrics prometheus.Registerer
+	// Tracer makes a span of each record that is processed, below the one whose W3C trace context (traceparent) is in the
+	// record's headers, and puts the span's context into the headers that go on with the record: of what is written to output
+	// and repartition topics because of it, so that a trace goes on there. The tracer's sampler decides which records are
+	// recorded. A record that is processed again after a fault has a span again. Default: nil, none.
+	Tracer trace.Tracer
 	// OnEvent is called with each event, in order, by one goroutine, which waits for it. Default: nil.
 	OnEvent func(Event)
 	// OnUncaught decides what becomes of the application after an error that OnDecodeError and its like do not take, or

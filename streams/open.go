@@ -322,6 +322,7 @@ func (w *worker) env(r *running) topology.Env {
 		CacheBytes:  a.config.CacheBytes / int64(max(1, len(a.plan()))),
 		EmitEvery:   emitEveryMs,
 		MostAhead:   a.config.MostAhead.Milliseconds(),
+		Trace:       a.traceOf(r.id),
 	}
 }
 

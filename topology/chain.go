@@ -100,6 +100,9 @@ type Env struct {
 	// Forwarded is called with each record and each change of a table that goes from one node to the next, before it does.
 	// Nil costs nothing: a chain is linked for it or without.
 	Forwarded func(f Forward)
+	// Trace is called with each record that is about to be run. It returns the headers that the record goes on with, and what
+	// is called with its result. Nil costs nothing: the heads of a chain are made for it or without.
+	Trace func(in *Input) (h serde.Headers, end func(error))
 	// Extract is the timestamp extractor of topics that have none of their own; nil takes the record's timestamp.
 	Extract func(in *Input, key, value any, partitionTime int64) (int64, bool)
 }
@@ -280,6 +283,29 @@ func shownOf[T any](v T, absent bool) any {
 	}
 	return v
 }
+
+// traced returns a head's Run that goes under a trace, if there are any: with the record's headers under it. in is the
+// record to run, begin makes it the one at hand.
+func (c *Chain) traced(in **Input, begin func(), run func(h Headers) error) func() error {
+	return func() (err error) {
+		h, end := c.Trace(*in)
+		panics := true
+		defer func() {
+			if panics {
+				end(errPanicked)
+			} else {
+				end(err)
+			}
+		}()
+		begin()
+		c.cur.headers = h
+		err = run(h)
+		panics = false
+		return err
+	}
+}
+
+var errPanicked = errors.New("a function panicked")
 
 // nextChange is next for a node that makes changes of a table.
 func nextChange[K, V any](c *Chain, n *node) forwardChange[K, V] {

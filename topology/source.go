@@ -67,7 +67,8 @@ func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 		c.heads[n] = func() *Head {
 			var head, r rec[K, V]
 			var headIn, in *Input
-			return &Head{
+			begin := func() { c.cur = current{source: n, in: in, ts: r.ts, headers: r.headers} }
+			made := &Head{
 				Take: func(from *Input, partitionTime int64) (ts int64, ok bool, err error) {
 					defer c.catch(n, &err)
 					c.cur = current{source: n, in: from, ts: from.Timestamp, headers: from.Headers}
@@ -95,6 +96,10 @@ func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 					return next(r)
 				},
 			}
+			if c.Trace != nil {
+				made.Run = c.traced(&in, begin, func(h Headers) error { r.headers = h; return next(r) })
+			}
+			return made
 		}
 		return nil
 	}

@@ -322,7 +322,8 @@ func headOf[T any](c *Chain, n *node, decode func(in *Input) (T, error), run fun
 	c.heads[n] = func() *Head {
 		var head, r T
 		var headIn, in *Input
-		return &Head{
+		begin := func() { c.cur = current{source: n, in: in, ts: in.Timestamp, headers: in.Headers} }
+		made := &Head{
 			Take: func(from *Input, _ int64) (ts int64, ok bool, err error) {
 				defer c.catch(n, &err)
 				c.cur = current{source: n, in: from, ts: from.Timestamp, headers: from.Headers}
@@ -342,6 +343,10 @@ func headOf[T any](c *Chain, n *node, decode func(in *Input) (T, error), run fun
 				return run(r, in.Timestamp, in.Headers)
 			},
 		}
+		if c.Trace != nil {
+			made.Run = c.traced(&in, begin, func(h Headers) error { return run(r, in.Timestamp, h) })
+		}
+		return made
 	}
 	return nil
 }
