@@ -142,7 +142,9 @@ const ingestDir = "ingest"
 // before it is read.
 func OpenPebble(dir string, o PebbleOptions) (*Pebble, error) {
 	e := newPebble(dir, o)
-	e.ballast = newBallast(e.o.FS, dir+ballastSuffix, o.BallastBytes, e.o.Logger)
+	if e.ballast = (&ballast{}); !o.ReadOnly {
+		e.ballast = newBallast(e.o.FS, dir+ballastSuffix, o.BallastBytes, e.o.Logger)
+	}
 	if err := e.begin(); err != nil {
 		return nil, err
 	}

@@ -119,8 +119,22 @@ func (s *segments) bucket(n int64) []byte {
 // between returns the segments that have the times from from to to, as far as there are any.
 func (s *segments) between(from, to int64) (first, last int64, err error) {
 	top, err := s.newest()
-	return max(from, 0) / s.length, min(to/s.length, top), err
+	first, last = max(from, 0)/s.length, min(to/s.length, top)
+	if err != nil || last-first < fewSegments {
+		return first, last, err
+	}
+	// A store that was opened anew does not know its stream time, and so not how old its entries can be.
+	it := s.st.Scan(s.bucket(first), nil, false)
+	if it.Next() && len(it.Key()) >= 8 {
+		first = max(first, int64(binary.BigEndian.Uint64(it.Key()))/s.scale)
+	} else {
+		first = last + 1
+	}
+	return first, last, it.Close()
 }
+
+// fewSegments are looked into one by one.
+const fewSegments = 16
 
 // newest returns a segment after which there is none.
 func (s *segments) newest() (int64, error) {

@@ -392,3 +392,46 @@ func FuzzWindowFormats(f *testing.F) {
 		}
 	})
 }
+
+// scanCounter counts the scans of a store.
+type scanCounter struct {
+	state.Store
+	scans int
+}
+
+func (s *scanCounter) Scan(from, to []byte, reverse bool) state.Iterator {
+	s.scans++
+	return s.Store.Scan(from, to, reverse)
+}
+
+// TestWindowsOpenedAnew reads stores that do not know their stream time from the beginning of time: they look for their first
+// segment, and not into each that there may have been.
+func TestWindowsOpenedAnew(t *testing.T) {
+	const now = 1_700_000_000_000
+	for _, o := range []state.WindowOptions{
+		{RetentionMs: 1e6, SegmentMs: 1000}, {RetentionMs: 1e6, SegmentMs: 1000, InMemory: true}, {RetentionMs: 1e6, SegmentMs: 1000, Final: true},
+	} {
+		st := &scanCounter{Store: newStore(t, state.BufferOptions{})}
+		w := state.OpenWindows(st, o)
+		for i := range int64(3) {
+			if err := w.Put([]byte("k"), now+i*1000, []byte{byte(i)}, state.Meta{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, reverse := range []bool{false, true} {
+			again := state.OpenWindows(st, o)
+			st.scans = 0
+			var fetched, ranged int
+			err := again.Fetch([]byte("k"), 0, math.MaxInt64-1, reverse, func(int64, []byte) bool { fetched++; return true })
+			if err == nil {
+				err = again.Range(nil, nil, 0, math.MaxInt64-1, reverse, func([]byte, int64, []byte) bool { ranged++; return true })
+			}
+			if err != nil || fetched != 3 || ranged != 3 || st.scans > 20 {
+				t.Errorf("%+v: %v, %d and %d of 3 windows, %d scans", o, err, fetched, ranged, st.scans)
+			}
+			if err := again.Fetch([]byte("k"), 0, now-100_000, reverse, func(int64, []byte) bool { t.Error("a window that there is not"); return true }); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}

@@ -27,8 +27,10 @@ type Owner struct {
 	Standbys  []Instance // keep copies
 }
 
-// Owner looks up who has the part of a store that a key belongs to, by the default partitioner. It asks the brokers, or
-// remembers what they said up to a second ago. While the group rebalances it returns [ErrNotReady].
+// Owner looks up who has the part of a store that a key belongs to, by the partitioner of the topics that feed it (see
+// [topology.Topic.PartitionKeysBy]). Where a function of the whole record chooses partitions, or the topics do not agree, it
+// returns an error that says so. It asks the brokers, or remembers what they said up to a second ago. While the group
+// rebalances it returns [ErrNotReady].
 func (a *App) Owner[K, V any](ctx context.Context, store interface {
 	state.AnyStore
 	Serdes() (serde.Serde[K], serde.Serde[V])
@@ -44,11 +46,14 @@ func (a *App) Owner[K, V any](ctx context.Context, store interface {
 	if err != nil {
 		return Owner{}, fmt.Errorf("owner of a key in store %q: %w", d.Name, err)
 	}
-	n, err := a.partsOf(q.spec)
+	parts, err := a.partsOfKey(q.spec, b)
 	if err != nil {
 		return Owner{}, err
 	}
-	return a.ownerOf(ctx, q.spec, topology.Partition(b, n))
+	if len(parts) != 1 {
+		return Owner{}, unplaced(q.spec)
+	}
+	return a.ownerOf(ctx, q.spec, parts[0])
 }
 
 // ownerOf looks up who has a partition's part of a store.

@@ -250,16 +250,53 @@ func (q query) of(ctx context.Context, key []byte) (*shelved, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	partition := q.partition
-	if partition == anyPartition {
-		n, err := q.app.partsOf(q.spec)
-		if err != nil {
-			return nil, err
-		}
-		partition = topology.Partition(key, n)
+	if q.partition != anyPartition {
+		return q.part(ctx, q.partition)
 	}
-	return q.part(ctx, partition)
+	parts, err := q.app.partsOfKey(q.spec, key)
+	if err != nil {
+		return nil, err
+	}
+	if len(parts) == 1 {
+		return q.part(ctx, parts[0])
+	}
+	return q.look(ctx, key, parts)
 }
+
+// look looks for a key that may be in several parts. Where some are elsewhere, and those here do not have it, nobody knows.
+func (q query) look(ctx context.Context, key []byte, parts []int32) (found *shelved, err error) {
+	if q.kind != state.KindKeyValue {
+		return nil, unplaced(q.spec)
+	}
+	var missing error
+	for _, p := range parts {
+		of, err := q.part(ctx, p)
+		if err != nil {
+			missing = err
+			continue
+		}
+		_, has, err := of.view.Get(key)
+		if err != nil {
+			return nil, q.ended(err)
+		}
+		if has {
+			return of, nil
+		}
+		found = of
+	}
+	if missing != nil {
+		return nil, missing
+	}
+	return found, nil
+}
+
+// unplaced says that a key's partition cannot be told.
+func unplaced(s *topology.StoreSpec) error {
+	return fmt.Errorf("query store %q: %w", s.Name, errUnplaced)
+}
+
+var errUnplaced = errors.New("the partition of a key cannot be told: its topics have a PartitionBy or MulticastBy, or different " +
+	"partitioners or partition counts; say which with In")
 
 // part returns a partition's part of the store.
 func (q query) part(ctx context.Context, partition int32) (*shelved, error) {
@@ -335,6 +372,47 @@ func (a *App) partsOf(s *topology.StoreSpec) (n int, err error) {
 	return n, nil
 }
 
+// partsOfKey returns the partitions that may have a key of a store: one, if all topics that feed it have the key in the same,
+// else all.
+func (a *App) partsOfKey(s *topology.StoreSpec, key []byte) ([]int32, error) {
+	n, err := a.partsOf(s)
+	if err != nil {
+		return nil, err
+	}
+	counts, sources := map[string]int{}, map[string]topology.SourceTopic{}
+	for id, t := range a.plan() {
+		if !slices.Contains(t.Sub.Stores, s) {
+			continue
+		}
+		for _, in := range t.Inputs {
+			counts[in.Name], sources[in.Name] = max(counts[in.Name], int(id.Partition)+1), in.Source
+		}
+	}
+	one := int32(-1)
+	for name, count := range counts {
+		if !sources[name].Feeds(s) {
+			continue
+		}
+		p, ok := sources[name].KeyPartition(key, count)
+		if !ok || one >= 0 && p != one {
+			return upTo(n), nil
+		}
+		one = p
+	}
+	if one < 0 { // nothing feeds it: a store that only the clock fills
+		return upTo(n), nil
+	}
+	return []int32{one}, nil
+}
+
+// upTo returns the partitions below n.
+func upTo(n int) (all []int32) {
+	for p := range n {
+		all = append(all, int32(p))
+	}
+	return all
+}
+
 // taskOf returns the task that has a partition's part of a store.
 func (a *App) taskOf(s *topology.StoreSpec, partition int32) task.ID {
 	for _, sub := range a.graph.Subtopologies() {
@@ -387,8 +465,8 @@ func (a *App) KeyValue[K, V any](s state.KeyValue[K, V]) KeyValueQuery[K, V] {
 	return KeyValueQuery[K, V]{q, keys, values}
 }
 
-// In narrows the query to one partition of the store. A key is looked for there wherever the default partitioner would
-// put it, so that stores below a partitioner of one's own can be asked.
+// In narrows the query to one partition of the store. A key is looked for there wherever the partitioner of the topics that
+// feed the store would put it, so that stores below a function that chooses partitions can be asked.
 func (q KeyValueQuery[K, V]) In(partition int) KeyValueQuery[K, V] { q.q = q.q.in(partition); return q }
 
 // Stale lets copies answer that this instance keeps of tasks of others, as long as they lack at most so many records of

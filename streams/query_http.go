@@ -87,6 +87,9 @@ type QueryEntry struct {
 //	stale=N          copies may answer that lack at most N records, while the owner of the key cannot
 //	wait=TOPIC:PARTITION:OFFSET    answer only once what lies before the offset is processed, if its task is the store's
 //
+// A key is where the partitioner of the topics that feed the store puts it (see [topology.Topic.PartitionKeysBy]). Where a
+// function of the whole record chooses partitions, or the topics do not agree, all partitions are asked.
+//
 // Times are RFC 3339, or milliseconds since 1970. What is committed is what is seen. 404 says that there is no such entry
 // or store, 503 with Retry-After that nobody can answer now: the state is being restored or moved.
 func (a *App) Queries(o QueryOptions) http.Handler {
@@ -395,18 +398,11 @@ func (h *queryHandler) partsOf(q *textQuery) ([]int32, error) {
 	if q.partition != anyPartition {
 		return []int32{q.partition}, nil
 	}
-	n, err := h.app.partsOf(q.spec)
-	if err != nil {
-		return nil, err
-	}
 	if q.key != nil {
-		return []int32{topology.Partition(q.keyBytes, n)}, nil
+		return h.app.partsOfKey(q.spec, q.keyBytes)
 	}
-	var all []int32
-	for p := range n {
-		all = append(all, int32(p))
-	}
-	return all, nil
+	n, err := h.app.partsOf(q.spec)
+	return upTo(n), err
 }
 
 // merge puts the entries of partitions in order, and cuts what is over the bounds, and what lies behind the end of a

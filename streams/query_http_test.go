@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/eddyline/eddyline/topology"
 )
 
 // askable is an instance that answers queries over HTTP.
@@ -27,13 +29,18 @@ const queryToken = "secret of the test"
 // startAskable starts an instance. The group tells the others where it answers.
 func startAskable(t *testing.T, brokers []string, name string) *askable {
 	t.Helper()
+	return startAskableOf(t, queried(t), brokers, name)
+}
+
+func startAskableOf(t *testing.T, g *topology.Graph, brokers []string, name string) *askable {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := testConfig(brokers)
 	c.Host.Name, c.Endpoint = name, l.Addr().String()
-	a, stop := runApp(t, queried(t), c)
+	a, stop := runApp(t, g, c)
 	server := &httptest.Server{Listener: l, Config: &http.Server{Handler: a.Queries(QueryOptions{Token: queryToken})}}
 	server.Start()
 	t.Cleanup(server.Close)

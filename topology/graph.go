@@ -45,6 +45,29 @@ type SourceTopic struct {
 	node     *node
 }
 
+// KeyPartition returns the partition, out of n, that a key's bytes are in, or false where a function of the whole record
+// chooses it. It trusts that who writes the topic chooses as the topic's declaration does.
+func (t SourceTopic) KeyPartition(key []byte, n int) (int32, bool) {
+	if t.node == nil || t.node.place == nil {
+		return Partition(key, n), true
+	}
+	return t.node.place(key, n)
+}
+
+// Feeds tells whether what comes from the topic reaches an operator that uses a store.
+func (t SourceTopic) Feeds(s *StoreSpec) bool {
+	seen := map[*node]bool{}
+	var below func(n *node) bool
+	below = func(n *node) bool {
+		if seen[n] {
+			return false
+		}
+		seen[n] = true
+		return n == t.node || slices.ContainsFunc(n.parents, below)
+	}
+	return slices.ContainsFunc(s.users, below)
+}
+
 // Operator returns the name of the operator that reads the topic.
 func (t SourceTopic) Operator() string { return nodeName(t.node) }
 
@@ -71,8 +94,9 @@ type node struct {
 	topic     string // sink: what it writes, or "" where a function says
 	extractor bool   // sink: a function names the topic
 	stores    []string
-	global    bool       // part of a global store
-	retries   *StoreSpec // source: of the records that wait to be tried again, nil for none
+	global    bool                                  // part of a global store
+	place     func(key []byte, n int) (int32, bool) // source: where keys are, false if that is not known; nil: by Murmur2
+	retries   *StoreSpec                            // source: of the records that wait to be tried again, nil for none
 
 	// link returns the node's input as a forward or forwardChange of its types, or as a *source. It is called once per
 	// task, after its children's.

@@ -1,6 +1,10 @@
 package topology
 
-import "hash/crc32"
+import (
+	"hash/crc32"
+
+	"github.com/eddyline/eddyline/serde"
+)
 
 // Partitioner chooses the partition of a key's bytes among n.
 type Partitioner func(key []byte, n int) int
@@ -44,4 +48,16 @@ func (t Topic[K, V]) KeyPartition(key []byte, n int) int32 {
 		return Partition(key, n)
 	}
 	return int32(t.byKey(key, n))
+}
+
+// place returns where a source finds keys: see [SourceTopic.KeyPartition].
+func (t Topic[K, V]) place(x *build, internal bool) func(key []byte, n int) (int32, bool) {
+	if t.partition != nil {
+		return func([]byte, int) (int32, bool) { return -1, false }
+	}
+	suffix := 0
+	if !internal { // there keys in windows are placed by all of their bytes
+		suffix, _ = serde.WindowSuffix(serdeOf(x.g.reg, t.keys))
+	}
+	return func(key []byte, n int) (int32, bool) { return t.KeyPartition(key[:max(len(key)-suffix, 0)], n), true }
 }

@@ -74,7 +74,7 @@ func repartitioned[K, V any](x *build, prefix string, keys serde.Serde[K], value
 			})
 		})
 		x.addNode(&node{name: sink, kind: sinkNode, topic: t.name, link: linkSink(t, nil, keys, values, true)}, filter)
-		x.addSource(source, []string{t.name}, nil, Earliest, handling{}, linkSource(Topic[K, V]{name: t.name, keys: t.keys, values: t.values}))
+		x.addSource(source, []string{t.name}, nil, Earliest, handling{}, linkSource(Topic[K, V]{name: t.name, keys: t.keys, values: t.values})).place = t.place(x, true)
 	}
 	return v
 }

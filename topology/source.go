@@ -38,7 +38,8 @@ func (b *Builder) Streams[K, V any](t Topics[K, V], o ...Option) Stream[K, V] {
 		need(x, t.topic.keys, fmt.Sprintf("the keys of topic %q", t.topic.name))
 		need(x, t.topic.values, fmt.Sprintf("the values of topic %q", t.topic.name))
 		v.write = func(v *vertex) {
-			x.addSource(name, t.names, t.pattern, t.topic.start, opts.handling, linkSource(t.topic)).priority = t.topic.priority
+			n := x.addSource(name, t.names, t.pattern, t.topic.start, opts.handling, linkSource(t.topic))
+			n.priority, n.place = t.topic.priority, t.topic.place(x, false)
 		}
 		x.connect(v, x.root)
 		x.streams[s.ref] = &streamInfo{name: name, v: v, sources: []string{name}}

@@ -207,7 +207,8 @@ func (b *Builder) Table[K, V any](topic Topic[K, V], o ...Option) Table[K, V] {
 		v := &vertex{name: info.name, source: sourceOf(Topics[K, V]{topic: topic, names: []string{topic.name}}), versioned: info.spec.version()}
 		v.source.table = true
 		v.write = func(v *vertex) {
-			x.addSource(sourceName, []string{topic.name}, nil, topic.start, opts.handling, linkSource(topic)).priority = topic.priority
+			n := x.addSource(sourceName, []string{topic.name}, nil, topic.start, opts.handling, linkSource(topic))
+			n.priority, n.place = topic.priority, topic.place(x, false)
 			x.addTableNode(info, []string{sourceName}, opts.inner(), linkTableSource(t, info, topic.keys, topic.values))
 			if v.source.reuse && info.kept {
 				info.spec.Logged, info.spec.Source = false, topic.name
