@@ -321,8 +321,13 @@ super.users=User:admin;User:ANONYMOUS
 					t.Fatal(err)
 				}
 			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
 			for found := false; !found; { // among those of the applications before, which are joined again
-				client.PollFetches(t.Context()).EachRecord(func(r *kgo.Record) { found = found || string(r.Key) == key })
+				client.PollFetches(ctx).EachRecord(func(r *kgo.Record) { found = found || string(r.Key) == key })
+				if ctx.Err() != nil {
+					t.Fatalf("nothing comes of %s: the application is %v, %v", key, a.State(), stop())
+				}
 			}
 			if err := stop(); err != nil {
 				t.Error(err)
