@@ -52,8 +52,6 @@ func (f *memoryFS) crash(c vfs.CrashCloneCfg) *memoryFS {
 }
 
 // What osfs.go needs of the file systems of Pebble.
-const invalidFd = vfs.InvalidFd
-
 type (
 	file          = vfs.File
 	fileInfo      = vfs.FileInfo
