@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -102,6 +103,8 @@ func TestPartitionersAreCompared(t *testing.T) {
 			_, stop := runApp(t, graphOf(t, x.b), c)
 			for {
 				select {
+				case <-time.After(30 * time.Second):
+					t.Fatalf("no warning of %s: %v", x.warning, stop())
 				case line := <-log.c:
 					if !strings.Contains(line, x.warning) {
 						continue
