@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -82,6 +83,71 @@ func TestErrorsPageTexts(t *testing.T) {
 	}
 }
 
+// TestErrorsPageAdvice checks that docs/errors.md has each error of a running application that says what to do, but for those
+// that say it of an error which a program can tell apart. What Build and the commands say is complete in itself.
+func TestErrorsPageAdvice(t *testing.T) {
+	page, err := os.ReadFile("docs/errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(string(page), -1)
+	advice := regexp.MustCompile(`[;:] (give|use|set|create|choose|stop|start|reset|remove|raise|grant|upgrade|declare|ask|add|make)\b`)
+	sentinel := regexp.MustCompile(`%w( [^;:]*)?[;:] `)
+	for text, where := range textsOf(t) {
+		if !advice.MatchString(text) || sentinel.MatchString(text) || strings.Contains(string(page), text) {
+			continue
+		}
+		if !slices.ContainsFunc(rows, func(row []string) bool { return strings.Contains(text, row[1]) }) {
+			t.Errorf("docs/errors.md lacks %q of %s", text, where)
+		}
+	}
+}
+
+// textsOf returns the texts of the errors that are made in packages that run in an application, with their files.
+func textsOf(t *testing.T) map[string]string {
+	texts := map[string]string{}
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		top, _, _ := strings.Cut(filepath.ToSlash(path), "/")
+		switch {
+		case err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
+			return err
+		case !slices.Contains([]string{"connect", "serde", "state", "streams", "topology"}, top), strings.HasPrefix(d.Name(), "command"):
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok || len(call.Args) == 0 {
+				return true
+			}
+			if f, ok := call.Fun.(*ast.SelectorExpr); ok && (f.Sel.Name == "Errorf" || f.Sel.Name == "New") {
+				texts[textOf(call.Args[0])] = path
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return texts
+}
+
+// textOf returns a text that may be written in parts, "" if it is none.
+func textOf(e ast.Expr) string {
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		s, _ := strconv.Unquote(e.Value) // of a literal that was parsed
+		return s
+	case *ast.BinaryExpr:
+		return textOf(e.X) + textOf(e.Y)
+	}
+	return ""
+}
+
 // errorsOf returns the exported errors of the packages by name, with and without their texts, error types, and reasons.
 func errorsOf(t *testing.T) (all []string) {
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
@@ -126,20 +192,12 @@ func errorsOf(t *testing.T) (all []string) {
 }
 
 func errorOf(pkg, name string, value ast.Expr) []string {
-	text := func(e ast.Expr) string {
-		lit, ok := e.(*ast.BasicLit)
-		if !ok {
-			return ""
-		}
-		s, _ := strconv.Unquote(lit.Value) // of a literal that was parsed
-		return s
-	}
-	if pkg == "topology" && strings.HasPrefix(name, "Drop") && text(value) != "" {
-		return []string{text(value)}
+	if pkg == "topology" && strings.HasPrefix(name, "Drop") && textOf(value) != "" {
+		return []string{textOf(value)}
 	}
 	call, ok := value.(*ast.CallExpr)
 	if !ok || len(call.Args) != 1 || !strings.HasPrefix(name, "Err") {
 		return nil
 	}
-	return []string{pkg + "." + name, pkg + "." + name + ": " + text(call.Args[0])}
+	return []string{pkg + "." + name, pkg + "." + name + ": " + textOf(call.Args[0])}
 }
