@@ -33,6 +33,7 @@ type openJob struct {
 const (
 	firstUnstable = 20 * time.Millisecond
 	lastUnstable  = 250 * time.Millisecond
+	lastingWait   = 2 * time.Second // between tries, once brokers do not answer for long, or a topic is gone
 )
 
 func (j *openJob) run() {
@@ -103,10 +104,14 @@ func retry[T any](ctx context.Context, log logger, what string, f func(ctx conte
 		if fails%50 == 10 {
 			log.Warn("the brokers do not answer as they should: it is tried again", "what", what, "error", err)
 		}
+		wait := backoff(fails)
+		if fails > lastingAfter { // about ten seconds
+			wait = lastingWait
+		}
 		select {
 		case <-ctx.Done():
 			return v, ctx.Err()
-		case <-time.After(backoff(fails)):
+		case <-time.After(wait):
 		}
 	}
 }

@@ -170,26 +170,37 @@ func (f *fetcher) wake(node int32) {
 	}
 }
 
-// findHomes looks for the brokers of feeds that have none. It is the loop of broker -1.
+// findHomes looks for the brokers of feeds that have none, less and less often while there are none. It is the loop of
+// broker -1.
 func (f *fetcher) findHomes() {
 	f.mu.Lock()
 	f.wake(-1)
 	l := f.loops[-1]
 	f.mu.Unlock()
+	wait := metadataMinAge
 	for {
-		lost, wait := f.homeless()
+		lost := f.homeless()
+		var again <-chan time.Time
+		if len(lost) > 0 {
+			again = time.After(wait)
+		}
 		select {
 		case <-f.ctx.Done():
 			return
 		case <-l.bell:
-		case <-wait:
+			wait = metadataMinAge
+		case <-again:
+			wait = min(2*wait, goneWait)
 		}
 		f.cluster.refresh(f.ctx, lost...) // on failure the feeds stay without a home, and it is tried again
 	}
 }
 
-// homeless tries to find homes for the feeds without one, and returns the topics of those that are left, and when to try again.
-func (f *fetcher) homeless() (topics []string, retry <-chan time.Time) {
+// goneWait is how long is waited at most until brokers are asked again for a topic that may be deleted.
+const goneWait = 5 * time.Second
+
+// homeless tries to find homes for the feeds without one, and returns the topics of those that are left.
+func (f *fetcher) homeless() (topics []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, d := range f.feeds {
@@ -204,10 +215,7 @@ func (f *fetcher) homeless() (topics []string, retry <-chan time.Time) {
 			f.wake(d.node)
 		}
 	}
-	if len(topics) == 0 {
-		return nil, nil
-	}
-	return topics, time.After(metadataMinAge)
+	return topics
 }
 
 // fetchLoop sends one request after the other to a broker.

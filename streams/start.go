@@ -247,6 +247,7 @@ func (a *App) hire(i, n int) *worker {
 	w.send = newProducers(producerConfig{
 		application: a.config.ApplicationID, identity: a.storage.dir.Identity(), worker: i,
 		timeout: a.config.TransactionTimeout, patience: a.config.patience(),
+		// it does not read or write, so it need not know so soon where partitions are
 		options: append(a.config.clientOptions(fmt.Sprintf("producer-%d", i)), kgo.ProducerBatchMaxBytesFn(a.limits.batch)),
 	}, func(an answer) { w.inbox.put(answered{an}) })
 	return w
@@ -295,7 +296,7 @@ func (a *App) newGroup(plan *topology.Plan) group {
 		standbys: a.config.NumStandbys, tags: a.config.ClientTags, acceptableLag: a.config.AcceptableLag,
 		maxWarmups: a.config.MaxWarmups, probing: a.config.ProbingInterval,
 		heartbeat: a.config.HeartbeatInterval, session: a.config.SessionTimeout, rebalance: a.config.RebalanceTimeout,
-		options: a.config.clientOptions("group"), admin: a.admin, logger: a.log, layout: plan,
+		options: append(a.config.clientOptions("group"), kgo.MetadataMinAge(time.Second)), admin: a.admin, logger: a.log, layout: plan,
 	}
 	if a.config.GroupProtocol == StreamsProtocol {
 		return newStreamsGroup(c)

@@ -123,9 +123,24 @@ func TestTopicDeleted(t *testing.T) {
 	inBubble(t, func(b *bubble) {
 		var log strings.Builder
 		w := b.run("a", upper(b.t, topology.Earliest), func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
-		b.send("in", 0, "a")
+		other, err := kgo.NewClient(kgo.SeedBrokers(b.brokers...), kgo.Dialer(b.network.DialContext)) // not one that asks for the topic later
+		b.must(err)
+		b.must(other.ProduceSync(b.t.Context(), &kgo.Record{Topic: "in", Value: []byte("a")}).FirstErr())
+		other.Close()
 		b.must(b.cluster.DeleteTopic("in"))
+		var asked atomic.Int64
+		b.control(kmsg.Metadata, func(req kmsg.Request) kmsg.Response {
+			for _, t := range req.(*kmsg.MetadataRequest).Topics {
+				if t.Topic != nil && *t.Topic == "in" {
+					asked.Add(1)
+				}
+			}
+			return nil
+		})
 		time.Sleep(5 * time.Minute)
+		if n := asked.Load(); n == 0 || n > 5*60*3 { // three a second, by all of its clients
+			b.t.Errorf("brokers were asked %d times in 5 minutes for a topic that is gone", n)
+		}
 		select {
 		case <-w.app.ended:
 			b.t.Fatalf("it has ended: %v", w.stop())
