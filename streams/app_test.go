@@ -506,6 +506,25 @@ func TestAppBrokerGone(t *testing.T) {
 	}
 }
 
+// TestAppLeavesNothing stops an application whose group is gone by then, which is no error: there is nothing to leave.
+func TestAppLeavesNothing(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "lines", "counts"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	cluster.ControlKey(int16(kmsg.LeaveGroup), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		resp := r.ResponseKind().(*kmsg.LeaveGroupResponse)
+		resp.ErrorCode = kerr.GroupIDNotFound.Code
+		return resp, nil, true
+	})
+	a, stop := runApp(t, graphOf(t, wordCount("lines", "counts")), testConfig(cluster.ListenAddrs()))
+	ready(t, a)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestAppOldRecords processes records that are older than every time-out.
 func TestAppOldRecords(t *testing.T) {
 	brokers := fakeCluster(t, 1, "lines", "counts")

@@ -678,7 +678,8 @@ func (g *classicGroup) leave(ctx context.Context, s *groupSession) error {
 	if err == nil && len(resp.Members) > 0 {
 		err = kerr.ErrorForCode(resp.Members[0].ErrorCode)
 	}
-	if err != nil && !errors.Is(err, kerr.UnknownMemberID) && !errors.Is(err, kerr.FencedInstanceID) {
+	if err != nil && !errors.Is(err, kerr.UnknownMemberID) && !errors.Is(err, kerr.FencedInstanceID) &&
+		!errors.Is(err, kerr.GroupIDNotFound) { // the last member has gone, or the first one did not join in time
 		return fmt.Errorf("leave group %q: %w", g.cfg.application, err)
 	}
 	return nil

@@ -540,7 +540,7 @@ func (g *streamsGroup) close(ctx context.Context) error {
 	if err == nil {
 		err = answerError(resp.ErrorCode, resp.ErrorMessage)
 	}
-	if err != nil && !errors.Is(err, kerr.UnknownMemberID) && !errors.Is(err, kerr.FencedMemberEpoch) {
+	if err != nil && !errors.Is(err, kerr.UnknownMemberID) && !errors.Is(err, kerr.FencedMemberEpoch) && !errors.Is(err, kerr.GroupIDNotFound) {
 		return fmt.Errorf("leave group %q: %w", g.cfg.application, err)
 	}
 	return nil
