@@ -24,6 +24,9 @@ import (
 // TestFullDisk has a small disk fill up under an application with state: it goes on when there is room, and every record has
 // been counted once, also after a restart.
 func TestFullDisk(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes a minute with the race detector")
+	}
 	disk := t.TempDir()
 	err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=64m")
 	if errors.Is(err, fs.ErrPermission) {
