@@ -5,20 +5,16 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 )
 
-// FaultFS is a file system in memory for tests. It can be full, stand still, lose power and be damaged. It is safe for
+// FaultFS is a file system in memory for tests. It can be full, lose power and be damaged. It is safe for
 // concurrent use.
 type FaultFS struct {
 	FS
 	full   atomic.Bool
 	denied atomic.Int64 // writes that found it full
-
-	mu   sync.Mutex
-	gate chan struct{} // not nil: who writes waits until it is closed
 }
 
 // NewFaultFS returns an empty file system in memory.
@@ -33,37 +29,8 @@ func (f *FaultFS) SetFull(full bool) { f.full.Store(full) }
 // Denied returns how many writes have failed because the disk was full.
 func (f *FaultFS) Denied() int { return int(f.denied.Load()) }
 
-// Freeze has whoever writes wait until Thaw.
-func (f *FaultFS) Freeze() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.gate == nil {
-		f.gate = make(chan struct{})
-	}
-}
-
-// Thaw ends Freeze.
-func (f *FaultFS) Thaw() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.gate != nil {
-		close(f.gate)
-		f.gate = nil
-	}
-}
-
-func (f *FaultFS) wait() {
-	f.mu.Lock()
-	gate := f.gate
-	f.mu.Unlock()
-	if gate != nil {
-		<-gate
-	}
-}
-
 // grow is called before what makes a file larger, or a new one.
 func (f *FaultFS) grow() error {
-	f.wait()
 	if f.full.Load() {
 		f.denied.Add(1)
 		return syscall.ENOSPC
@@ -118,13 +85,11 @@ func (f *FaultFS) Create(name string, c writeCategory) (file, error) {
 
 // OpenReadWrite implements [FS].
 func (f *FaultFS) OpenReadWrite(name string, c writeCategory, o ...openOption) (file, error) {
-	f.wait()
 	return f.wrap(f.FS.OpenReadWrite(name, c, o...))
 }
 
 // ReuseForWrite implements [FS].
 func (f *FaultFS) ReuseForWrite(oldname, newname string, c writeCategory) (file, error) {
-	f.wait()
 	return f.wrap(f.FS.ReuseForWrite(oldname, newname, c))
 }
 
@@ -150,16 +115,4 @@ func (f *faultFile) Write(b []byte) (int, error) {
 		return 0, err
 	}
 	return f.file.Write(b)
-}
-
-// Sync implements [FS]'s file.
-func (f *faultFile) Sync() error {
-	f.fs.wait()
-	return f.file.Sync()
-}
-
-// SyncData implements [FS]'s file.
-func (f *faultFile) SyncData() error {
-	f.fs.wait()
-	return f.file.SyncData()
 }

@@ -33,7 +33,8 @@ func NewMemoryFS() FS { return &memoryFS{MemFS: vfs.NewCrashableMem()} }
 // gone.
 func CrashFS(fs FS) FS { return fs.(*memoryFS).crash(vfs.CrashCloneCfg{}) }
 
-// memoryFS is a MemFS whose Link and CrashClone do not wait for each other for ever.
+// memoryFS is a MemFS whose Link, Lock and ReuseForWrite do not wait for ever beside a CrashClone: they take a read lock
+// twice (cockroachdb/pebble#5993).
 type memoryFS struct {
 	*vfs.MemFS
 	mu sync.Mutex
@@ -43,6 +44,18 @@ func (f *memoryFS) Link(oldname, newname string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.MemFS.Link(oldname, newname)
+}
+
+func (f *memoryFS) Lock(name string) (io.Closer, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.MemFS.Lock(name)
+}
+
+func (f *memoryFS) ReuseForWrite(oldname, newname string, c writeCategory) (file, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.MemFS.ReuseForWrite(oldname, newname, c)
 }
 
 func (f *memoryFS) crash(c vfs.CrashCloneCfg) *memoryFS {

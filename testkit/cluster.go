@@ -524,7 +524,6 @@ func (i *Instance) crash(l *life) {
 	i.c.reach("crash")
 	// A goroutine cannot be killed: what is left of the process ends by itself, with no network, on a disk that nobody
 	// will look at.
-	l.fs.Thaw()
 	l.fs.SetFull(false)
 	l.app.Resume()
 	l.cancel()
@@ -545,8 +544,8 @@ func (i *Instance) live() (l *life, unlock func()) {
 	return i.life, i.mu.Unlock
 }
 
-// Pause makes the process stand still, as SIGSTOP does: nothing goes over the network or to the disk, no record is
-// processed. Its clocks go on, as they seem to after the fact.
+// Pause makes the process stand still, as SIGSTOP does: nothing goes over the network, no record is processed. Its clocks go
+// on, as they seem to after the fact, and so does what it has begun to write to its disk, as if that had been done just before.
 func (i *Instance) Pause() {
 	l, unlock := i.live()
 	defer unlock()
@@ -554,7 +553,6 @@ func (i *Instance) Pause() {
 		i.c.tell("%s: pause", i.name)
 		i.c.reach("pause")
 		l.app.Pause()
-		l.fs.Freeze()
 		l.line.hold()
 	}
 }
@@ -566,7 +564,6 @@ func (i *Instance) Resume() {
 	if l != nil {
 		i.c.tell("%s: resume", i.name)
 		l.line.release()
-		l.fs.Thaw()
 		l.app.Resume()
 	}
 }

@@ -56,6 +56,7 @@ var found = []struct {
 	seed     uint64
 	was      string
 }{
+	{"words", 1101, "a disk that was full while a store was made ended the application"},
 	{"words", 2, "a worker that did not end in time had its producers closed under it, a race"},
 	{"at-least-once", 12, "a producer without an id asked for one without a pause while no broker was reached"},
 }
