@@ -36,7 +36,7 @@ func brokersOf(t *testing.T) []string {
 	t.Helper()
 	list := os.Getenv("EDDYLINE_BROKERS")
 	if list == "" {
-		t.Skip("EDDYLINE_BROKERS is not set: no brokers to test on")
+		t.Skip("EDDYLINE_BROKERS is not set: set it to the host:port of a broker")
 	}
 	return strings.Split(list, ",")
 }

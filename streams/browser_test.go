@@ -38,7 +38,7 @@ func startBrowser(t *testing.T, address string) *browser {
 	t.Helper()
 	name := os.Getenv("EDDYLINE_CHROMIUM")
 	if name == "" {
-		t.Skip("EDDYLINE_CHROMIUM is not set: no browser to test with")
+		t.Skip("EDDYLINE_CHROMIUM is not set: set it to the path of Chromium")
 	}
 	toBrowser, in, err := os.Pipe()
 	if err != nil {
@@ -246,7 +246,7 @@ func freeAddress(t *testing.T) string {
 func TestConsoleInBrowser(t *testing.T) {
 	b := newTrial(t)
 	if os.Getenv("EDDYLINE_CHROMIUM") == "" {
-		t.Skip("EDDYLINE_CHROMIUM is not set: no browser to test with")
+		t.Skip("EDDYLINE_CHROMIUM is not set: set it to the path of Chromium")
 	}
 	dead := b.app + "-dead"
 	if _, err := kadm.NewClient(b.client).CreateTopics(t.Context(), 2, 1, nil, dead); err != nil {

@@ -22,7 +22,7 @@ func TestOtherClients(t *testing.T) {
 	brokers := brokersOf(t)
 	kafka, python := os.Getenv("EDDYLINE_KAFKA"), os.Getenv("EDDYLINE_PYTHON")
 	if kafka == "" || python == "" {
-		t.Skip("EDDYLINE_KAFKA and EDDYLINE_PYTHON are not set: no other clients")
+		t.Skip("EDDYLINE_KAFKA or EDDYLINE_PYTHON is not set: set them to .ci/kafka/kafka.sh and to a python that has the clients of .ci/run")
 	}
 	const n, partitions = 2000, 6
 	stamp := fmt.Sprint("clients-", time.Now().UnixNano())

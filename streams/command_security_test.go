@@ -190,7 +190,7 @@ func (a *authority) sign(name string, ca bool) (*x509.Certificate, *ecdsa.Privat
 func TestSecuredBroker(t *testing.T) {
 	kafka := os.Getenv("EDDYLINE_KAFKA")
 	if kafka == "" {
-		t.Skip("EDDYLINE_KAFKA is not set: no broker to secure")
+		t.Skip("EDDYLINE_KAFKA is not set: set it to .ci/kafka/kafka.sh, which starts a secured broker")
 	}
 	ca := newAuthority(t)
 	ca.sign("broker", false)

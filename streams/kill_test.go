@@ -224,7 +224,7 @@ func TestBrokerPaused(t *testing.T) {
 func TestBrokerCrash(t *testing.T) {
 	script := os.Getenv("EDDYLINE_KAFKA")
 	if script == "" {
-		t.Skip("EDDYLINE_KAFKA is not set: no broker to kill")
+		t.Skip("EDDYLINE_KAFKA is not set: set it to .ci/kafka/kafka.sh, whose broker is killed")
 	}
 	b := newTrial(t)
 	_, _, kills := killLoad(t)

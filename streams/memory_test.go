@@ -21,7 +21,7 @@ func resident(t *testing.T) float64 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		t.Skip("the memory of a process cannot be read here:", err)
+		t.Skip("to read the memory of a process, run it on a system that has /proc/self/status, as Linux does:", err)
 	}
 	for line := range strings.Lines(string(b)) {
 		var kb float64
@@ -29,14 +29,14 @@ func resident(t *testing.T) float64 {
 			return kb * 1024
 		}
 	}
-	t.Skip("the system does not tell a process's memory")
+	t.Skip("run it on a system whose /proc/self/status has RssAnon, as Linux does")
 	return 0
 }
 
 // TestMemoryGauges fills a store in memory, and compares the gauges of memory with what the process has.
 func TestMemoryGauges(t *testing.T) {
 	if testing.Short() {
-		t.Skip("with -short: the race detector, which runs so, has memory of its own for every byte")
+		t.Skip("run it without -short, and without the race detector, which has memory of its own for every byte")
 	}
 	brokers := fakeCluster(t, 1, "lines")
 	registry := prometheus.NewPedanticRegistry()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
 	"time"
 
@@ -68,15 +69,39 @@ func (j *openJob) prepare() (*openTask, error) {
 	if j.standby != nil {
 		<-j.standby // it was told to end
 	}
-	inputs, err := retry(j.ctx, j.app.log, "fetch the offsets of task "+j.id.String(), j.offsets)
+	offsets, err := j.offsets()
 	if err != nil {
 		return nil, err
 	}
-	stores, err := j.app.restores.task(j.ctx, j.id, j.plan, inputs)
-	if err != nil {
-		return nil, err
+	for {
+		inputs, err := retry(j.ctx, j.app.log, "find the beginning of task "+j.id.String(), func(ctx context.Context) ([]task.Input, error) {
+			return j.inputs(ctx, offsets)
+		})
+		if err != nil {
+			return nil, err
+		}
+		stores, err := j.app.restores.task(j.ctx, j.id, j.plan, inputs)
+		if err != nil {
+			return nil, err
+		}
+		open := &openTask{j.id, j.epoch, j.plan, inputs, stores}
+		if len(stores) == 0 || j.app.config.Guarantee == ExactlyOnce {
+			return open, nil // what a task writes that is another's by now is never committed
+		}
+		now, err := j.offsets()
+		if err != nil {
+			return nil, err
+		}
+		if maps.EqualFunc(offsets, now, func(a, b committedOffset) bool { return a.next == b.next }) {
+			return open, nil
+		}
+		offsets = now // the task runs elsewhere, or did until now: the state may have what these offsets had not
 	}
-	return &openTask{j.id, j.epoch, j.plan, inputs, stores}, nil
+}
+
+// offsets returns what is committed for the inputs of the task.
+func (j *openJob) offsets() (map[topicPartition]committedOffset, error) {
+	return retry(j.ctx, j.app.log, "fetch the offsets of task "+j.id.String(), j.committed)
 }
 
 // await waits until nothing of an earlier life of the task is on its way from a worker: what that commits later would be
@@ -139,9 +164,9 @@ func isState(err error) bool {
 	return errors.Is(err, state.ErrCorrupt) || errors.Is(err, state.ErrFailed)
 }
 
-// offsets returns the inputs of the task with the offsets to go on from, once no transaction that moves them is open. One
-// that stays open may belong to an instance that is gone.
-func (j *openJob) offsets(ctx context.Context) ([]task.Input, error) {
+// committed asks for the offsets of the inputs, once no transaction that moves them is open. One that stays open may belong
+// to an instance that is gone.
+func (j *openJob) committed(ctx context.Context) (map[topicPartition]committedOffset, error) {
 	var partitions []topicPartition
 	for _, in := range j.plan.Inputs {
 		partitions = append(partitions, topicPartition{in.Name, in.Partition})
@@ -149,11 +174,8 @@ func (j *openJob) offsets(ctx context.Context) ([]task.Input, error) {
 	began := time.Now()
 	for wait := firstUnstable; ; wait = min(2*wait, lastUnstable) {
 		offsets, err := j.app.cluster.committed(ctx, partitions)
-		if err == nil {
-			return j.inputs(ctx, offsets)
-		}
 		if !errors.Is(err, kerr.UnstableOffsetCommit) {
-			return nil, err
+			return offsets, err
 		}
 		if time.Since(began) >= lastUnstable {
 			j.app.fence(ctx)
@@ -166,7 +188,8 @@ func (j *openJob) offsets(ctx context.Context) ([]task.Input, error) {
 	}
 }
 
-// inputs adds where to begin with what has no committed offset.
+// inputs returns the inputs of the task with the offsets to go on from: those that are committed, or where the topic begins
+// for this application.
 func (j *openJob) inputs(ctx context.Context, offsets map[topicPartition]committedOffset) ([]task.Input, error) {
 	starts := map[topicPartition]topology.Start{}
 	for _, in := range j.plan.Inputs {

@@ -28,7 +28,7 @@ var (
 func TestReference(t *testing.T) {
 	build := os.Getenv("EDDYLINE_REFERENCE")
 	if build == "" {
-		t.Skip("EDDYLINE_REFERENCE is not set")
+		t.Skip("EDDYLINE_REFERENCE is not set: set it to .ci/reference/build.sh")
 	}
 	ref := startReference(t, build)
 	refused := 0

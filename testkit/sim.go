@@ -216,8 +216,9 @@ func (s *Sim) driverOptions() []Option {
 }
 
 // simSession is the session and the rebalance timeout of instances. The embedded broker begins the wait of a rebalance anew
-// with each instance that joins: it has to be over before the first one has given up waiting and joins again, 3s later.
-const simSession = 1200 * time.Millisecond
+// with each instance that joins, and one that has waited for a second longer gives up and joins again: of three instances two
+// have to be further apart than the wait. An instance learns by its own clock, after a second, that the group has forgotten it.
+const simSession = 500 * time.Millisecond
 
 // simTransaction is the transaction timeout.
 const simTransaction = 4 * time.Second

@@ -75,7 +75,7 @@ func newTrial(t *testing.T, guarantee string, instances int) *trial {
 	t.Helper()
 	broker, _, _ := strings.Cut(os.Getenv("EDDYLINE_BROKERS"), ",")
 	if broker == "" {
-		t.Skip("EDDYLINE_BROKERS is not set: no broker to test on")
+		t.Skip("EDDYLINE_BROKERS is not set: set it to the host:port of a broker")
 	}
 	seed := uint64(number(t, "EDDYLINE_SOAK_SEED", 1))
 	x := &trial{

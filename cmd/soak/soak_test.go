@@ -283,7 +283,7 @@ func TestSoak(t *testing.T) {
 	for _, g := range []string{"exactly_once", "at_least_once"} {
 		t.Run(g, func(t *testing.T) {
 			if only := os.Getenv("EDDYLINE_SOAK_GUARANTEE"); only != "" && only != g {
-				t.Skip("EDDYLINE_SOAK_GUARANTEE is", only)
+				t.Skip("unset EDDYLINE_SOAK_GUARANTEE, which is", only)
 			}
 			x := newTrial(t, g, 2)
 			x.begin()
@@ -390,7 +390,7 @@ func kafka(t *testing.T, command string) {
 // TestBrokerFaults kills the broker: while the instances work, while one is restored, and while they rebalance.
 func TestBrokerFaults(t *testing.T) {
 	if os.Getenv("EDDYLINE_KAFKA") == "" {
-		t.Skip("EDDYLINE_KAFKA is not set: no broker to kill")
+		t.Skip("EDDYLINE_KAFKA is not set: set it to .ci/kafka/kafka.sh, whose broker is killed")
 	}
 	x := newTrial(t, "exactly_once", 2)
 	x.begin()

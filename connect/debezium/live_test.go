@@ -53,7 +53,7 @@ func (r liveRow) text(key int) string {
 func TestTableOfDatabases(t *testing.T) {
 	script := os.Getenv("EDDYLINE_DEBEZIUM")
 	if script == "" {
-		t.Skip("EDDYLINE_DEBEZIUM is not set: no databases")
+		t.Skip("EDDYLINE_DEBEZIUM is not set: set it to .ci/debezium/changes.sh")
 	}
 	for database, name := range map[string]string{"postgres": "db.public.customers", "mariadb": "db.shop.customers"} {
 		t.Run(database, func(t *testing.T) {

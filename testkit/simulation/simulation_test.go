@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/eddyline/eddyline/streams"
 	"github.com/eddyline/eddyline/testkit"
 )
@@ -107,6 +109,47 @@ func TestFullDiskAtOpening(t *testing.T) {
 		c.WaitProcessed(time.Minute)
 		if got := c.Output(counts).Table()["row"]; got != 2 {
 			t.Errorf("row was counted %d times, want 2", got)
+		}
+	})
+}
+
+// TestStateOfSuccessor has an instance at-least-once that the group has forgotten, which it does not know, open its task
+// again while the task's new owner commits: what it sends then may be sent twice, but never counts twice.
+func TestStateOfSuccessor(t *testing.T) {
+	config := named("at-least-once").Cluster
+	config.Partitions = 1
+	config.Configure = func(name string, c *streams.Config) {
+		atLeastOnce(name, c)
+		c.CommitInterval, c.SessionTimeout, c.HeartbeatInterval = 10*time.Millisecond, 400*time.Millisecond, 100*time.Millisecond
+	}
+	testkit.RunCluster(t, config, func(c *testkit.Cluster) {
+		in, out := c.Input(lines), c.Output(counts)
+		a := c.Start("a")
+		a.WaitReady(time.Minute)
+		for range 3 {
+			in.Send("row", "row")
+		}
+		c.WaitProcessed(time.Minute)
+		b := c.Start("b")
+		b.WaitReady(time.Minute)
+		time.Sleep(time.Second)
+		silent := c.Fault(testkit.Fault{Instance: "a", Request: kmsg.Heartbeat, Act: testkit.DelayAnswer, Delay: time.Minute, Count: -1})
+		time.Sleep(500 * time.Millisecond) // a's session is over, and b has the task
+		b.Pause()
+		slow := c.Fault(testkit.Fault{Instance: "a", Request: kmsg.ListOffsets, Act: testkit.DelayRequest, Delay: 300 * time.Millisecond})
+		in.Send("row", "row")
+		time.Sleep(200 * time.Millisecond)
+		b.Resume()
+		time.Sleep(2 * time.Second)
+		silent.Remove()
+		c.WaitProcessed(time.Minute)
+		if slow.Hits() == 0 {
+			t.Error("a did not open its task again")
+		}
+		for _, r := range out.All() {
+			if r.Value > 4 {
+				t.Errorf("%s was counted %d times, want at most 4", r.Key, r.Value)
+			}
 		}
 	})
 }
