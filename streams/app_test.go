@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -565,5 +568,17 @@ func TestAppRefused(t *testing.T) {
 	err = a.Run(ctx)
 	if !errors.Is(err, kerr.TransactionalIDAuthorizationFailed) || !strings.Contains(err.Error(), "grant the application write access") {
 		t.Errorf("Run: %v", err)
+	}
+}
+
+// Connections that break off while an application starts are made again; what a broker refuses stays refused.
+func TestOutOfReach(t *testing.T) {
+	for err, want := range map[error]bool{
+		io.EOF: true, io.ErrUnexpectedEOF: true, io.ErrClosedPipe: true, net.ErrClosed: true, syscall.ECONNRESET: true,
+		kerr.CoordinatorLoadInProgress: true, kerr.TopicAuthorizationFailed: false, kerr.SaslAuthenticationFailed: false,
+	} {
+		if got := outOfReach(fmt.Errorf("ask: %w", err)); got != want {
+			t.Errorf("%v: %v, want %v", err, got, want)
+		}
 	}
 }

@@ -114,8 +114,12 @@ func patiently[T any](ctx context.Context, a *App, what string, f func(ctx conte
 // outOfReach reports whether a request failed because of the network, or because of a broker in trouble.
 func outOfReach(err error) bool {
 	_, network := errors.AsType[net.Error](err)
-	return busy(err) || network || kgo.IsRetryableBrokerErr(err) || errors.Is(err, io.EOF) || errors.Is(err, context.DeadlineExceeded)
+	return busy(err) || network || kgo.IsRetryableBrokerErr(err) ||
+		slices.ContainsFunc(brokenOff, func(e error) bool { return errors.Is(err, e) })
 }
+
+// brokenOff are errors of connections that end, beside those that tell of themselves.
+var brokenOff = []error{io.EOF, io.ErrClosedPipe, context.DeadlineExceeded}
 
 // prepare lays the topology over the topics there are, and creates its internal ones.
 func (a *App) prepare(ctx context.Context) (*topology.Plan, error) {

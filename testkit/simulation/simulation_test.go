@@ -3,6 +3,7 @@ package simulation_test
 
 import (
 	"flag"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -26,7 +27,9 @@ func TestSimulate(t *testing.T) {
 		})
 		all = all && ran
 	}
-	if all && !testing.Short() && flag.Lookup("sim.seed").Value.String() == "0" {
+	chosen := false // seeds
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || strings.HasPrefix(f.Name, "sim.") })
+	if all && !chosen && !testing.Short() {
 		checkReached(t, reached)
 	}
 }
@@ -152,4 +155,20 @@ func TestStateOfSuccessor(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestStartOnBadNetwork has an instance start while requests of each kind that it begins with fail.
+func TestStartOnBadNetwork(t *testing.T) {
+	for _, request := range []kmsg.Key{kmsg.Metadata, kmsg.FindCoordinator, kmsg.CreateTopics, kmsg.InitProducerID, kmsg.ListOffsets, kmsg.OffsetFetch} {
+		for _, act := range []testkit.Act{testkit.DropRequest, testkit.DropAnswer, testkit.LateRequest} {
+			t.Run(fmt.Sprintf("%v of %v", act, request.Name()), func(t *testing.T) {
+				testkit.RunCluster(t, named("words").Cluster, func(c *testkit.Cluster) {
+					for after := range 4 {
+						c.Fault(testkit.Fault{Request: request, Act: act, After: 2 * after})
+					}
+					c.Start("a").WaitReady(time.Minute)
+				})
+			})
+		}
+	}
 }
