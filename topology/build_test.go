@@ -75,6 +75,14 @@ func TestBuildFaults(t *testing.T) {
 			want: []string{"different rate limits", "the same RateLimit"},
 		},
 		{
+			name: "one topic with two error policies",
+			build: func(b *topology.Builder) {
+				b.Stream(texts, topology.OnError(topology.Skip)).Peek(func(string, string) {})
+				b.Stream(texts, topology.OnError(topology.DeadLetter)).Peek(func(string, string) {})
+			},
+			want: []string{`"texts"`, "different error policies", "the same OnError"},
+		},
+		{
 			name:  "As twice",
 			build: func(b *topology.Builder) { b.Table(texts).As("a").As("b") },
 			want:  []string{"As or In", "twice"},

@@ -38,6 +38,7 @@ type sourceInfo struct {
 	start    Start
 	priority int
 	rate     *rate
+	policy   string // OnError, as it prints
 	table    bool
 	reuse    bool // its topic is the changelog of its store
 }
@@ -69,6 +70,8 @@ func (x *build) mergeSources() {
 				x.fault("two streams read topic %q with different priorities; give them the same Priority", k)
 			case !m.source.rate.equal(v.source.rate):
 				x.fault("two streams read topic %q with different rate limits; give them the same RateLimit", k)
+			case m.source.policy != v.source.policy:
+				x.fault("two streams read topic %q with different error policies; give them the same OnError", k)
 			case m.source.types != v.source.types:
 				x.fault("two streams read topic %q with different types or serdes (%s and %s); use one Topic value for both", k, m.source.types, v.source.types)
 			default:

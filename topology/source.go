@@ -34,7 +34,7 @@ func (b *Builder) Streams[K, V any](t Topics[K, V], o ...Option) Stream[K, V] {
 	b.add(func(x *build) {
 		name := x.nameOr(opts.name, "KSTREAM-SOURCE-")
 		v := &vertex{name: name, source: sourceOf(t)}
-		v.source.rate = opts.rate
+		v.source.rate, v.source.policy = opts.rate, fmt.Sprintf("%#v", opts.policy)
 		need(x, t.topic.keys, fmt.Sprintf("the keys of topic %q", t.topic.name))
 		need(x, t.topic.values, fmt.Sprintf("the values of topic %q", t.topic.name))
 		v.write = func(v *vertex) {
