@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/eddyline/eddyline/serde"
@@ -304,19 +306,23 @@ func (c *Chain) DeadLetter(f Failure, ours bool) {
 	if c.DeadLetters == "" {
 		return
 	}
-	h := f.Headers.
-		With("__streams.errors.exception", fmt.Sprintf("%T", rootOf(f.Err))).
-		With("__streams.errors.message", message(f.Err)).
-		With("__streams.errors.stacktrace", f.Operator).
-		WithBytes("__streams.errors.topic", topicBytes(f.Origin)).
-		With("__streams.errors.partition", fmt.Sprint(f.Origin.Partition)).
-		With("__streams.errors.offset", fmt.Sprint(f.Origin.Offset))
+	list := make([]serde.Header, 0, f.Headers.Len()+10)
+	list = slices.AppendSeq(list, f.Headers.All())
+	add := func(key, value string) { list = append(list, serde.Header{Key: key, Value: []byte(value)}) }
+	add("__streams.errors.exception", fmt.Sprintf("%T", rootOf(f.Err)))
+	add("__streams.errors.message", message(f.Err))
+	add("__streams.errors.stacktrace", f.Operator)
+	list = append(list, serde.Header{Key: "__streams.errors.topic", Value: topicBytes(f.Origin)})
+	add("__streams.errors.partition", strconv.Itoa(int(f.Origin.Partition)))
+	add("__streams.errors.offset", strconv.FormatInt(f.Origin.Offset, 10))
 	if ours {
-		h = h.With(HeaderOperator, f.Operator).With(HeaderClass, f.Class.String()).
-			With(HeaderAttempt, fmt.Sprint(f.Attempt)).With(HeaderFirstFailure, fmt.Sprint(f.First.UnixMilli()))
+		add(HeaderOperator, f.Operator)
+		add(HeaderClass, f.Class.String())
+		add(HeaderAttempt, strconv.Itoa(f.Attempt))
+		add(HeaderFirstFailure, strconv.FormatInt(f.First.UnixMilli(), 10))
 	}
 	out := Output{
-		Topic: c.DeadLetters, Partition: c.byKey(c.DeadLetters, false, f.Key), Timestamp: min(max(0, f.Timestamp.UnixMilli()), latestMs), Headers: h,
+		Topic: c.DeadLetters, Partition: c.byKey(c.DeadLetters, false, f.Key), Timestamp: min(max(0, f.Timestamp.UnixMilli()), latestMs), Headers: serde.HeadersOf(list...),
 		Key: c.out.arena.copy(f.Key), Value: c.out.arena.copy(f.Value),
 	}
 	if c.fits(&out) != nil {

@@ -52,7 +52,7 @@ func newCachedHarness(tb testing.TB, b *topology.Builder, in string, cacheBytes 
 			Partitions: func(string, bool) int { return 8 },
 			TopicName:  func(t string, _ bool) string { return t },
 			Dropped:    func(_, _ string) {},
-			CacheBytes: cacheBytes,
+			CacheBytes: cacheBytes, DeadLetters: "dead",
 		},
 	})
 	if err != nil {
@@ -151,6 +151,26 @@ func BenchmarkStateless(b *testing.B) {
 	b.ReportAllocs()
 	for n := 0; n < b.N; n += batch {
 		h.run(b, records)
+		h.out.Reset()
+	}
+}
+
+// BenchmarkDeadLetter measures records that cannot be decoded.
+func BenchmarkDeadLetter(b *testing.B) {
+	t := topology.New()
+	in := topology.NewTopic("in", serde.String, serde.Int64)
+	t.Stream(in, topology.OnError(topology.DeadLetter)).To(topology.NewTopic("out", serde.String, serde.Int64))
+	h := newHarness(b, t, "in")
+	records := make([]topology.Input, batch)
+	for i := range records {
+		records[i] = topology.Input{Topic: "in", Offset: int64(i), Timestamp: int64(i), Key: fmt.Appendf(nil, "key-%d", i), Value: []byte("seven")}
+	}
+	b.ReportAllocs()
+	for n := 0; n < b.N; n += batch {
+		h.run(b, records)
+		if len(h.out.Records) != batch {
+			b.Fatalf("%d dead letters of %d records", len(h.out.Records), batch)
+		}
 		h.out.Reset()
 	}
 }
