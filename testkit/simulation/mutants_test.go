@@ -107,6 +107,9 @@ var mutants = []mutant{
 	p.slots[e.slot].effects.put(e)`,
 		},
 	}},
+	{"a failed task's output in its neighbour's commit", "failing", []edit{{
+		"sink.go", "b.parts[last].r == r && b.parts[last].to == b.count {", "b.parts[last].r == r && (b.parts[last].to == b.count || mutant(NAME)) {",
+	}}},
 	{"an aborted task rewound in place", "words", []edit{{
 		"worker.go", "		if !r.gone {\n			w.abandon(r)\n			w.app.notes.put(reopened{r.id, r.owner.epoch})",
 		`		if !r.gone && r.left == nil && mutant(NAME) {
