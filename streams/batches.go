@@ -25,6 +25,7 @@ type batches struct {
 	name      string // the graph's name of the topic
 	partition int32
 	next      int64 // where the reading stands
+	epoch     int32 // of the leader that wrote the last batch before it, control batches too; -1 if none was read
 	unpack    kgo.Decompressor
 	committed bool // leave out records of aborted transactions
 
@@ -138,6 +139,7 @@ func (b *batches) batch(in []byte) error {
 		}
 	}
 	b.next = max(b.next, last+1)
+	b.epoch = int32(binary.BigEndian.Uint32(in[batchEpochAt:]))
 	return nil
 }
 

@@ -68,7 +68,7 @@ func inputText(in *topology.Input) string {
 }
 
 func readBatches(next int64, committed bool, p *kmsg.FetchResponseTopicPartition) (*batches, error) {
-	b := &batches{name: "topic", partition: 3, next: next, unpack: kgo.DefaultDecompressor(), committed: committed, room: 1 << 30}
+	b := &batches{name: "topic", partition: 3, next: next, epoch: -1, unpack: kgo.DefaultDecompressor(), committed: committed, room: 1 << 30}
 	return b, b.read(p)
 }
 
@@ -164,7 +164,15 @@ func TestBatchesOfTransactions(t *testing.T) {
 			p := &answer.Topics[0].Partitions[0]
 			end = p.HighWatermark
 			want, next := kgo.ProcessFetchPartition(kgo.ProcessFetchPartitionOpts{Offset: from, IsolationLevel: isolation}, p, kgo.DefaultDecompressor(), nil)
+			last := p.RecordBatches // a control batch, by another leader than those before
+			for size := 0; size < len(last); size = int(binary.BigEndian.Uint32(last[batchLengthAt:])) + batchEpochAt {
+				last = last[size:]
+			}
+			binary.BigEndian.PutUint32(last[batchEpochAt:], 9)
 			b, err := readBatches(from, level == 1, p)
+			if b.epoch != 9 {
+				t.Errorf("from %d: the leader epoch of the end is %d, want 9", from, b.epoch)
+			}
 			if err != nil || b.next != next || len(b.records) != len(want.Records) {
 				t.Fatalf("from %d: %d records, then %d, %v; the consumer has %d, then %d", from, len(b.records), b.next, err, len(want.Records), next)
 			}

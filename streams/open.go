@@ -171,14 +171,20 @@ func (j *openJob) committed(ctx context.Context) (map[topicPartition]committedOf
 	for _, in := range j.plan.Inputs {
 		partitions = append(partitions, topicPartition{in.Name, in.Partition})
 	}
-	began := time.Now()
+	began, told := time.Now(), false
 	for wait := firstUnstable; ; wait = min(2*wait, lastUnstable) {
 		offsets, err := j.app.cluster.committed(ctx, partitions)
 		if !errors.Is(err, kerr.UnstableOffsetCommit) {
 			return offsets, err
 		}
-		if time.Since(began) >= lastUnstable {
+		open := time.Since(began)
+		if open >= lastUnstable {
 			j.app.fence(ctx)
+		}
+		if !told && open > 2*j.app.config.TransactionTimeout {
+			told = true
+			j.app.log.Warn("a transaction with the offsets of a task does not end, and the task waits for it: if it hangs, find it with "+
+				"kafka-transactions.sh find-hanging, and end it", "task", j.id.String(), "for", open.Round(time.Second))
 		}
 		select {
 		case <-ctx.Done():

@@ -309,6 +309,9 @@ func (j *restoreJob) take(ctx context.Context, f fetched) error {
 		j.offset.LeaderEpoch = r.LeaderEpoch
 	}
 	j.next = f.next
+	if f.epoch >= 0 { // a transaction may have ended under another leader than it began
+		j.offset.LeaderEpoch = f.epoch
+	}
 	if !j.st.spec.Logged {
 		j.next = min(j.next, j.end)
 	}

@@ -53,9 +53,8 @@ type feed struct {
 	queued atomic.Int64 // bytes delivered that were not processed yet
 	behind atomic.Bool  // it was left out of a request because of that
 
-	// Of the fetcher, under its lock; next and epoch only while no request is out.
+	// Of the fetcher, under its lock; next only while no request is out.
 	next    int64
-	epoch   int32 // leader epoch of the record read last, -1 if there is none
 	node    int32 // the broker that it is read from, -1: not known
 	out     bool  // part of a request
 	removed bool
@@ -70,6 +69,7 @@ type fetched struct {
 	records []topology.Input
 	bytes   int64 // of records, as feed.queued counts them
 	next    int64 // where the reading stands: control records and gaps before it are passed
+	epoch   int32 // of the leader that wrote what is right before next; -1 if that was not read
 	reached bool  // there was nothing behind next at the time
 	end     int64 // of what may be read, at the time
 	err     error // the partition cannot be read on; nothing more comes from this feed
@@ -114,7 +114,7 @@ func (f *fetcher) add(d *feed, next int64) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	d.next, d.epoch, d.node = next, -1, -1
+	d.next, d.node = next, -1
 	f.added = time.Now()
 	f.feeds = append(f.feeds, d)
 	f.home(d)
@@ -394,7 +394,7 @@ func (f *fetcher) read(d *feed, p *kmsg.FetchResponseTopicPartition, share int64
 	if f.committed && p.LastStableOffset >= 0 {
 		got.end = p.LastStableOffset
 	}
-	b := batches{name: d.name, partition: d.partition, next: d.next, unpack: f.unpack, committed: f.committed, room: share - d.queued.Load()}
+	b := batches{name: d.name, partition: d.partition, next: d.next, epoch: -1, unpack: f.unpack, committed: f.committed, room: share - d.queued.Load()}
 	err := b.read(p)
 	switch {
 	case b.full:
@@ -402,7 +402,7 @@ func (f *fetcher) read(d *feed, p *kmsg.FetchResponseTopicPartition, share int64
 	case b.bytes < b.room/2:
 		d.tight = max(d.tight-1, 0)
 	}
-	got.records, got.bytes, got.next = b.records, b.bytes, b.next
+	got.records, got.bytes, got.next, got.epoch = b.records, b.bytes, b.next, b.epoch
 	got.reached = err == nil && !b.full && b.next >= got.end
 	if b.next == d.next {
 		got.err = err // else it is of a batch behind those that could be read: that is the first one of the next answer
@@ -429,9 +429,6 @@ func (l *fetchLoop) finish(d *feed, p *kmsg.FetchResponseTopicPartition, got fet
 		d.fails++
 		d.node, d.retryAt = -1, time.Now().Add(backoff(d.fails))
 		return true
-	}
-	if n := len(got.records); n > 0 {
-		d.epoch = got.records[n-1].LeaderEpoch
 	}
 	d.next = got.next
 	d.queued.Add(got.bytes)

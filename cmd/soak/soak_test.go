@@ -387,11 +387,27 @@ func kafka(t *testing.T, command string) {
 	}
 }
 
+// outlived has a broker that is killed outlive its session with its controller, which is in the same process: else it is
+// fenced once more when it is there again. Kafka 4.3.1 takes partitions without a leader for deleted then, leaves out the
+// markers of transactions that were about to end, and these hang for ever, with whoever waits for them.
+const outlived = "broker.session.timeout.ms=300\nbroker.heartbeat.interval.ms=100\n"
+
 // TestBrokerFaults kills the broker: while the instances work, while one is restored, and while they rebalance.
 func TestBrokerFaults(t *testing.T) {
 	if os.Getenv("EDDYLINE_KAFKA") == "" {
 		t.Skip("EDDYLINE_KAFKA is not set: set it to .ci/kafka/kafka.sh, whose broker is killed")
 	}
+	properties := filepath.Join(t.TempDir(), "properties")
+	if err := os.WriteFile(properties, []byte(outlived), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // as it was
+		kafka(t, "stop")
+		kafka(t, "start")
+	})
+	t.Setenv("KAFKA_PROPERTIES", properties)
+	kafka(t, "stop")
+	kafka(t, "start")
 	x := newTrial(t, "exactly_once", 2)
 	x.begin()
 	for _, in := range x.instances {
