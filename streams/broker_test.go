@@ -357,23 +357,26 @@ func newTrial(t *testing.T) *trial {
 	if _, err := admin.CreateTopics(t.Context(), trialPartitions, 1, nil, b.in, b.out); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		topics, err := admin.ListTopics(context.Background())
-		if err != nil {
-			t.Log(err)
-			return
-		}
-		var own []string
-		for _, name := range topics.Names() {
-			if strings.HasPrefix(name, b.app+"-") {
-				own = append(own, name)
-			}
-		}
-		if _, err := admin.DeleteTopics(context.Background(), own...); err != nil {
-			t.Log(err)
-		}
-	})
+	t.Cleanup(func() { deleteTopics(t, admin, b.app+"-") })
 	return b
+}
+
+// deleteTopics deletes all topics whose names begin like that.
+func deleteTopics(t *testing.T, admin *kadm.Client, prefix string) {
+	topics, err := admin.ListTopics(context.Background())
+	if err != nil {
+		t.Log(err)
+		return
+	}
+	var own []string
+	for _, name := range topics.Names() {
+		if strings.HasPrefix(name, prefix) {
+			own = append(own, name)
+		}
+	}
+	if _, err := admin.DeleteTopics(context.Background(), own...); err != nil {
+		t.Log(err)
+	}
 }
 
 // child returns the configuration of an instance.

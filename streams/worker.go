@@ -42,6 +42,7 @@ type worker struct {
 	sealing  *sealing   // the batch on its way, or nil
 	applying []*sealedPart
 	pending  int64               // bytes of applying
+	most     int64               // of pending, before records wait for the disk
 	ahead    map[uint64][]*burst // bursts sent ahead, by the send that they are part of
 	queued   []*burst            // and those that no send has taken yet
 	spares   []*burst            // to be used again
@@ -79,6 +80,7 @@ func newWorker(a *App, id, n int) *worker {
 			txnTimeout: a.config.TransactionTimeout, session: a.config.SessionTimeout, burstBytes: bound,
 		}),
 		over: make(chan struct{}), tasks: map[task.ID]*running{}, open: new(burst), ahead: map[uint64][]*burst{}, meter: a.metrics.worker(id),
+		most: int64(2 * bound),
 	}
 	return w
 }
@@ -137,7 +139,7 @@ func (w *worker) receive() {
 
 // step processes some records of the next task that has any, and reports whether there was one.
 func (w *worker) step() bool {
-	if w.app.paused.Load() || !w.commit.mayStep(w.load()) {
+	if w.app.paused.Load() || !w.mayStep() {
 		return false
 	}
 	now, wall := time.Now(), w.app.wall()
@@ -150,6 +152,9 @@ func (w *worker) step() bool {
 	}
 	return false
 }
+
+// mayStep reports whether tasks may do more: not while too much waits for the commit, or for room on the disk.
+func (w *worker) mayStep() bool { return w.pending <= w.most && w.commit.mayStep(w.load()) }
 
 // process runs records of a task until its turn is over.
 func (w *worker) process(r *running) {
@@ -220,7 +225,7 @@ func (w *worker) punctuate() {
 	}
 	now := w.app.wall()
 	for _, r := range w.order {
-		if due, ok := r.task.NextWall(); !ok || due > now || r.left != nil || !w.commit.mayStep(w.load()) {
+		if due, ok := r.task.NextWall(); !ok || due > now || r.left != nil || !w.mayStep() {
 			continue
 		}
 		began := time.Now()
@@ -256,7 +261,7 @@ func (w *worker) load() load {
 // without a word.
 func (w *worker) wake() time.Time {
 	at := earlier(w.commit.wake(w.load()), time.Now().Add(w.app.config.HeartbeatInterval))
-	if ms, ok := w.due(); ok && !w.app.paused.Load() {
+	if ms, ok := w.due(); ok && !w.app.paused.Load() && w.pending <= w.most {
 		at = earlier(at, time.Now().Add(time.Duration(ms-w.app.wall())*time.Millisecond))
 	}
 	if len(w.applying) > 0 {
@@ -476,7 +481,7 @@ func (w *worker) confirm(e effect) {
 	w.meter.delivered(s.burst, now)
 	w.free(s.burst)
 	w.commit.answered(now, answer{op: e.op})
-	for w.pending > int64(2*w.app.config.memory().burst) && w.apply() {
+	for w.pending > w.most && w.apply() {
 	}
 }
 
