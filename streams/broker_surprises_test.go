@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // TestBrokerQuota has the broker slow every client down, because of a quota: the application gets slower, and does nothing else.
@@ -40,5 +42,57 @@ func TestBrokerQuota(t *testing.T) {
 	}
 	if err := p.stop(); err != nil {
 		t.Errorf("stop: %v\n%s", err, p.log())
+	}
+}
+
+// TestBrokerFeatures lowers the version of transactions (KIP-890) and raises it again while two instances run.
+func TestBrokerFeatures(t *testing.T) {
+	b := newTrial(t)
+	set := func(level int16, kind int8) {
+		t.Helper()
+		req := kmsg.NewPtrUpdateFeaturesRequest()
+		f := kmsg.NewUpdateFeaturesRequestFeatureUpdate()
+		f.Feature, f.MaxVersionLevel, f.UpgradeType = "transaction.version", level, kind
+		req.FeatureUpdates = append(req.FeatureUpdates, f)
+		resp, err := req.RequestWith(context.Background(), b.client)
+		if err == nil {
+			err = kerr.ErrorForCode(resp.ErrorCode)
+		}
+		if err != nil {
+			t.Errorf("transaction.version %d: %v", level, err)
+		}
+	}
+	const upgrade, downgrade, newest = 1, 2, 2
+	t.Cleanup(func() { set(newest, upgrade) })
+	ps := [2]*process{}
+	for i, name := range []string{"a", "b"} {
+		ps[i] = startProcess(t, name, b.child(filepath.Join(t.TempDir(), name)))
+		ps[i].waitRunning(t)
+	}
+	b.load(120_000, 8_000)
+	goesOn := func() {
+		t.Helper()
+		counted, _, _ := b.progress()
+		eventually(t, 60*time.Second, "the count goes on", func() bool {
+			n, fed, ended := b.progress()
+			return n > counted+10_000 || ended && n == fed
+		})
+	}
+	goesOn()
+	set(1, downgrade)
+	goesOn()
+	if err := ps[0].stop(); err != nil {
+		t.Errorf("stop: %v\n%s", err, ps[0].log())
+	}
+	ps[0] = startProcess(t, "a again", ps[0].c)
+	ps[0].waitRunning(t)
+	goesOn()
+	set(newest, upgrade)
+	goesOn()
+	b.finish(60 * time.Second)
+	for _, p := range ps {
+		if err := p.stop(); err != nil {
+			t.Errorf("stop %s: %v\n%s", p.name, err, p.log())
+		}
 	}
 }
