@@ -494,7 +494,7 @@ func (l clientLog) Level() kgo.LogLevel {
 // Log implements [kgo.Logger].
 func (l clientLog) Log(level kgo.LogLevel, msg string, keyvals ...any) {
 	at := slog.LevelDebug
-	if level == kgo.LogLevelError {
+	if level == kgo.LogLevelError && msg != "group manage loop errored" { // the group gets that error, and says what it means
 		at = slog.LevelWarn
 	}
 	l.log.Log(context.Background(), at, msg, keyvals...)
