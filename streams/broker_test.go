@@ -72,6 +72,7 @@ type childConfig struct {
 	Mended  bool   // and fails on none any more
 	HTTP    string // where console and queries are
 	Standby int
+	Twin    bool // the topology is the one of testdata/Twin.java
 }
 
 const childEnv = "EDDYLINE_TEST_CHILD"
@@ -155,6 +156,9 @@ func (c childConfig) run() error {
 		config.DeadLetterTopic = c.Dead
 		config.OnDecodeError, config.OnProcessError, config.OnEncodeError = topology.DeadLetter, topology.DeadLetter, topology.DeadLetter
 	}
+	if c.Twin {
+		b = twin(c.App + "-")
+	}
 	g, err := b.Build()
 	if err != nil {
 		return err
@@ -193,9 +197,17 @@ func startProcess(t *testing.T, name string, c childConfig) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{t: t, name: name, c: c, states: map[string]string{}, done: make(chan struct{})}
-	p.cmd = exec.Command(os.Args[0])
-	p.cmd.Env = append(os.Environ(), childEnv+"="+string(text))
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+string(text))
+	p := startCommand(t, name, cmd)
+	p.c = c
+	return p
+}
+
+// startCommand starts an instance that is another program. It says how its state changes as an instance of ours does.
+func startCommand(t *testing.T, name string, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, name: name, cmd: cmd, states: map[string]string{}, done: make(chan struct{})}
 	out, err := p.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -343,18 +355,31 @@ const trialPartitions = 8
 
 func newTrial(t *testing.T) *trial {
 	t.Helper()
+	b := newTrialOf(t, trialPartitions, "lines", "word-counts")
+	b.in, b.out = b.app+"-lines", b.app+"-word-counts"
+	return b
+}
+
+// newTrialOf returns a trial with other topics: their names follow the application's. They are deleted when the test ends, and
+// so are its internal ones.
+func newTrialOf(t *testing.T, partitions int32, topics ...string) *trial {
+	t.Helper()
 	b := &trial{
 		t: t, brokers: brokersOf(t), app: fmt.Sprintf("test-%s-%d", strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-")), time.Now().UnixNano()),
 		fed: map[string]int64{}, seen: map[string]int64{},
 	}
-	b.in, b.out = b.app+"-lines", b.app+"-word-counts"
 	var err error
-	if b.client, err = kgo.NewClient(kgo.SeedBrokers(b.brokers...), kgo.MetadataMinAge(metadataMinAge)); err != nil {
+	if b.client, err = kgo.NewClient(kgo.SeedBrokers(b.brokers...), kgo.MetadataMinAge(metadataMinAge),
+		kgo.UnknownTopicRetries(-1)); err != nil { // a busy broker knows topics a while after it has created them
 		t.Fatal(err)
 	}
 	t.Cleanup(b.client.Close)
 	admin := kadm.NewClient(b.client)
-	if _, err := admin.CreateTopics(t.Context(), trialPartitions, 1, nil, b.in, b.out); err != nil {
+	var names []string
+	for _, name := range topics {
+		names = append(names, b.app+"-"+name)
+	}
+	if _, err := admin.CreateTopics(t.Context(), partitions, 1, nil, names...); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { deleteTopics(t, admin, b.app+"-") })
