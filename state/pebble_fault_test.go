@@ -250,13 +250,18 @@ func checkSurvivors(t *testing.T, fs FS, writes []write, durable []int64) {
 
 func contentOf(t testing.TB, s *Space) map[string]string {
 	t.Helper()
+	got, err := readContent(s)
+	must(t, err)
+	return got
+}
+
+func readContent(s *Space) (map[string]string, error) {
 	got := map[string]string{}
 	it := s.Scan(nil, nil, false)
 	for it.Next() {
 		got[string(it.Key())] = string(it.Value())
 	}
-	must(t, it.Close())
-	return got
+	return got, it.Close()
 }
 
 func diff(got, want map[string]string) string {
@@ -540,8 +545,8 @@ func checkDamaged(t *testing.T, fs *memoryFS, h *history) {
 	must(t, err)
 	right, lost := 0, 0
 	for i := range h.spaces {
-		s, o := openDamaged(t, all, i)
-		if got, want := contentOf(t, s), at(h.writes, i, o.Next); !maps.Equal(got, want) {
+		s, got, o := openDamaged(t, all, i)
+		if want := at(h.writes, i, o.Next); !maps.Equal(got, want) {
 			t.Fatalf("space %d at offset %d: %v", i, o.Next, diff(got, want))
 		}
 		if o.IsZero() {
@@ -561,12 +566,12 @@ func checkDamaged(t *testing.T, fs *memoryFS, h *history) {
 }
 
 // openDamaged opens and reads a space, and heals it where that tells of damage.
-func openDamaged(t *testing.T, all *Spaces, i int) (*Space, Offset) {
+func openDamaged(t *testing.T, all *Spaces, i int) (*Space, map[string]string, Offset) {
 	t.Helper()
 	for range 10 {
-		s, o, err := readAll(all, i)
+		s, got, o, err := readAll(all, i)
 		if err == nil {
-			return s, o
+			return s, got, o
 		}
 		c, ok := errors.AsType[*CorruptError](err)
 		if !ok {
@@ -584,22 +589,18 @@ func openDamaged(t *testing.T, all *Spaces, i int) (*Space, Offset) {
 		}
 	}
 	t.Fatalf("space %d does not heal", i)
-	return nil, Offset{}
+	return nil, nil, Offset{}
 }
 
-func readAll(all *Spaces, i int) (*Space, Offset, error) {
-	s, err := all.Open("0_0", fmt.Sprint("store-", i), Layout(i%3))
-	if err != nil {
-		return nil, Offset{}, err
+func readAll(all *Spaces, i int) (s *Space, content map[string]string, o Offset, err error) {
+	if s, err = all.Open("0_0", fmt.Sprint("store-", i), Layout(i%3)); err != nil {
+		return nil, nil, Offset{}, err
 	}
-	o, _, err := s.Offset()
-	if err != nil {
-		return nil, Offset{}, err
+	if o, _, err = s.Offset(); err != nil {
+		return nil, nil, Offset{}, err
 	}
-	it := s.Scan(nil, nil, false)
-	for it.Next() {
-	}
-	return s, o, it.Close()
+	content, err = readContent(s)
+	return s, content, o, err
 }
 
 // TestCrashWhileApplying cuts the power before every operation while commits are applied in slices, and checks that the
