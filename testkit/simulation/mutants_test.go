@@ -145,7 +145,7 @@ func mutant(name string) bool { return os.Getenv("EDDYLINE_MUTANT") == name }
 // pass the same seeds without one.
 func TestMutants(t *testing.T) {
 	if !*mutate {
-		t.Skip("run it with -sim.mutants; it takes some minutes")
+		t.Skip("-sim.mutants is not set: set it, and the test takes some minutes")
 	}
 	binary := buildMutants(t)
 	seeds := map[string]int{} // by scenario, as many as it took
