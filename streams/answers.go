@@ -67,7 +67,7 @@ var verdicts = [requestCount]map[int16]verdict{
 		kerr.InvalidTimestamp.Code:                   hopeless,
 		kerr.InvalidRequiredAcks.Code:                hopeless,
 		kerr.PolicyViolation.Code:                    hopeless,
-		kerr.UnsupportedVersion.Code:                 hopeless,
+		kerr.UnsupportedVersion.Code:                 definite, // of a coordinator; see transactionVersion.prepare
 		kerr.UnsupportedForMessageFormat.Code:        hopeless,
 		kerr.UnsupportedCompressionType.Code:         hopeless,
 		kerr.TopicAuthorizationFailed.Code:           hopeless,
@@ -98,7 +98,7 @@ var verdicts = [requestCount]map[int16]verdict{
 		kerr.GroupAuthorizationFailed.Code:           hopeless,
 		kerr.TopicAuthorizationFailed.Code:           hopeless,
 		kerr.TransactionalIDAuthorizationFailed.Code: hopeless,
-		kerr.UnsupportedVersion.Code:                 hopeless,
+		kerr.UnsupportedVersion.Code:                 definite, // of a coordinator; see transactionVersion.prepare
 		kerr.UnsupportedForMessageFormat.Code:        hopeless,
 	},
 	reqEnd: {
@@ -109,7 +109,7 @@ var verdicts = [requestCount]map[int16]verdict{
 		kerr.InvalidProducerEpoch.Code:               fenced,
 		kerr.ProducerFenced.Code:                     fenced,
 		kerr.TransactionalIDAuthorizationFailed.Code: hopeless,
-		kerr.UnsupportedVersion.Code:                 hopeless,
+		kerr.UnsupportedVersion.Code:                 definite, // of a coordinator; see transactionVersion.prepare
 	},
 }
 

@@ -45,7 +45,8 @@ func TestBrokerQuota(t *testing.T) {
 	}
 }
 
-// TestBrokerFeatures lowers the version of transactions (KIP-890) and raises it again while two instances run.
+// TestBrokerFeatures changes the version of transactions (KIP-890) down and up again, as a downgrade of the brokers begins and an
+// upgrade ends, while two instances run. One of them starts anew at 0, with transactional ids that were last used at 2.
 func TestBrokerFeatures(t *testing.T) {
 	b := newTrial(t)
 	set := func(level int16, kind int8) {
@@ -69,17 +70,24 @@ func TestBrokerFeatures(t *testing.T) {
 		ps[i] = startProcess(t, name, b.child(filepath.Join(t.TempDir(), name)))
 		ps[i].waitRunning(t)
 	}
-	b.load(120_000, 8_000)
+	b.load(1_000_000, 5_000)
 	goesOn := func() {
 		t.Helper()
 		counted, _, _ := b.progress()
 		eventually(t, 60*time.Second, "the count goes on", func() bool {
-			n, fed, ended := b.progress()
-			return n > counted+10_000 || ended && n == fed
+			n, _, _ := b.progress()
+			return n > counted+5_000
 		})
 	}
 	goesOn()
 	set(1, downgrade)
+	for _, p := range ps {
+		eventually(t, 60*time.Second, p.name+" uses the old protocol in each worker", func() bool {
+			return len(p.said("transaction.version is below 2")) == p.c.Workers
+		})
+	}
+	goesOn()
+	set(0, downgrade)
 	goesOn()
 	if err := ps[0].stop(); err != nil {
 		t.Errorf("stop: %v\n%s", err, ps[0].log())
@@ -88,11 +96,23 @@ func TestBrokerFeatures(t *testing.T) {
 	ps[0].waitRunning(t)
 	goesOn()
 	set(newest, upgrade)
+	for _, p := range ps {
+		eventually(t, 60*time.Second, p.name+" learns of the upgrade", func() bool {
+			return len(p.said("transaction.version has changed", "to=2")) == 1
+		})
+	}
 	goesOn()
+	b.enough.Store(true)
 	b.finish(60 * time.Second)
 	for _, p := range ps {
 		if err := p.stop(); err != nil {
 			t.Errorf("stop %s: %v\n%s", p.name, err, p.log())
 		}
+		if stuck := p.said(errBusyID.Error()); len(stuck) > 0 {
+			t.Errorf("%s: %q", p.name, stuck)
+		}
+	}
+	if open := b.openTransactions(); len(open) > 0 {
+		t.Errorf("transactions are open after the stop: %v", open)
 	}
 }

@@ -339,6 +339,7 @@ type trial struct {
 	app     string
 	in, out string
 	client  *kgo.Client
+	enough  atomic.Bool // nothing more is fed
 
 	mu    sync.Mutex
 	fed   map[string]int64
@@ -412,13 +413,13 @@ func (b *trial) child(dir string) childConfig {
 	}
 }
 
-// feed writes so many words, so many a second; 0: as fast as possible. It returns when all are written.
+// feed writes so many words, so many a second; 0: as fast as possible. It returns when all are written, or enough.
 func (b *trial) feed(ctx context.Context, words, rate int) {
 	const perLine = 10
 	rng := rand.New(rand.NewPCG(7, 7))
 	zipf := rand.NewZipf(rng, 1.1, 2, 4999)
 	began := time.Now()
-	for n := 0; n < words; n += perLine {
+	for n := 0; n < words && !b.enough.Load(); n += perLine {
 		var line []string
 		for range perLine {
 			w := fmt.Sprintf("w%d", zipf.Uint64())

@@ -66,6 +66,7 @@ type committer struct {
 
 	plain  bool // at-least-once on a broker that refuses transactions
 	legacy bool // transaction.version below 2
+	renew  bool // the transactional producers are to be replaced before the next transaction
 	notice failure
 
 	reason failure   // why the machine is in ABORT or DOUBT
@@ -274,6 +275,10 @@ func newCommitter(cfg commitConfig) *committer {
 // joined tells the machine of a new membership.
 func (c *committer) joined(m *membership) { c.member = m }
 
+// reconnect tells the machine that its transactional producers are out of date, and has them replaced once no transaction
+// is open.
+func (c *committer) reconnect() { c.renew = true }
+
 // spoil tells the machine that the open buffer cannot be committed, for example because a step failed whose records
 // are already in the transaction. The buffer will be discarded, and its tasks rebuilt.
 func (c *committer) spoil(err error) {
@@ -342,6 +347,10 @@ func (c *committer) advance(now time.Time, l load) (effect, bool) {
 		return e, true
 	}
 	c.checkOwners(now)
+	if c.renew && c.state == commitOpen && !c.begun {
+		c.renew = false
+		c.replace()
+	}
 	if e, ok := c.sendAhead(now); ok {
 		return e, true
 	}
@@ -360,6 +369,15 @@ func (c *committer) advance(now time.Time, l load) (effect, bool) {
 		return c.advanceConfirmed()
 	default:
 		return c.advanceAbort(now, l)
+	}
+}
+
+// replace has each transactional producer replaced before it is used again, except the one that has a transaction open.
+func (c *committer) replace() {
+	for s := slotFirst; s <= slotOffsets; s++ {
+		if !c.begun || s != c.slot {
+			c.slots[s] = producerSlot{}
+		}
 	}
 }
 
@@ -660,10 +678,14 @@ func (c *committer) answered(now time.Time, a answer) {
 func (c *committer) started(now time.Time, s slot, a answer) {
 	p := &c.slots[s]
 	if a.err == nil {
-		*p = producerSlot{ready: true}
-		if a.legacy && !c.legacy {
-			c.legacy, c.notice = true, failure{err: errLegacyTx}
+		if s != slotPlain && a.legacy != c.legacy {
+			c.replace() // they speak the other protocol
+			c.legacy = a.legacy
+			if c.legacy {
+				c.notice = failure{err: errLegacyTx}
+			}
 		}
+		*p = producerSlot{ready: true}
 		return
 	}
 	p.op = 0
@@ -676,6 +698,8 @@ func (c *committer) started(now time.Time, s slot, a answer) {
 		c.tail, c.begun = c.tail || c.begun, false
 	case f.verdict == refused, f.verdict == hopeless:
 		c.notice = failure{f.err, hopeless}
+	case errors.Is(a.err, errBusyID):
+		c.notice = f
 	}
 }
 

@@ -1194,6 +1194,64 @@ func TestCommitTurns(t *testing.T) {
 	}
 }
 
+// Producers that are out of date go on to the end of their transaction, and are replaced before the next one; below
+// transaction.version 2 only the first takes part. They are replaced again when the version goes up.
+func TestCommitReconnect(t *testing.T) {
+	s := newSolo(t, true)
+	start := func(to slot, legacy bool) {
+		t.Helper()
+		e := s.next(doStart, load{})
+		if e.slot != to {
+			t.Fatalf("start of producer %v, want %v", e.slot, to)
+		}
+		s.m.answered(s.now, answer{op: e.op, tries: 1, legacy: legacy})
+	}
+	rest := func(to slot, deeds ...deed) {
+		t.Helper()
+		for _, d := range deeds {
+			if e := s.do(d); d != doApply && e.slot != to {
+				t.Errorf("%s on producer %v, want %v", deedName(d), e.slot, to)
+			}
+		}
+	}
+	s.seal(causeRequest)
+	start(slotFirst, false)
+	rest(slotFirst, doSend)
+	s.m.reconnect()
+	rest(slotFirst, doOffsets, doEnd, doApply)
+
+	s.seal(causeRequest)
+	start(slotSecond, true) // the version is lower
+	if e := s.next(doWarn, load{}); !errors.Is(e.err, errLegacyTx) {
+		t.Errorf("warning %v", e.err)
+	}
+	start(slotFirst, true)
+	rest(slotFirst, doSend, doAddOffsets, doOffsets, doEnd, doApply)
+	s.seal(causeRequest)
+	rest(slotFirst, doSend, doAddOffsets, doOffsets, doEnd, doApply)
+
+	s.m.reconnect()
+	s.seal(causeRequest)
+	start(slotFirst, false) // and up again
+	start(slotSecond, false)
+	rest(slotSecond, doSend, doOffsets, doEnd, doApply)
+}
+
+// A coordinator that does not let go of a transactional id is waited for, and reported each time.
+func TestCommitBusyID(t *testing.T) {
+	s := newSolo(t, true)
+	s.seal(causeRequest)
+	for range 3 {
+		s.answer(s.next(doStart, load{}), errBusyID)
+		if e := s.next(doWarn, load{}); !errors.Is(e.err, errBusyID) || e.verdict == hopeless {
+			t.Errorf("reported as %v: %v", e.verdict, e.err)
+		}
+		s.now = s.now.Add(lastStart)
+	}
+	s.do(doStart)
+	s.do(doSend)
+}
+
 // What moves nothing but offsets is a transaction too, on a producer of its own, and no more often than once a second.
 func TestCommitOffsetsOnly(t *testing.T) {
 	s := newSolo(t, true)

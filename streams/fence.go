@@ -134,44 +134,64 @@ func (f *fencer) open(ctx context.Context) (ids []string, err error) {
 
 // fence initialises producers of these ids, all at a time.
 func (f *fencer) fence(ctx context.Context, ids []string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	version, err := askTransactionVersion(ctx, f.client)
+	if err != nil {
+		return err
+	}
 	errs := make([]error, len(ids))
 	var wait sync.WaitGroup
 	for i, id := range ids {
-		wait.Go(func() { errs[i] = f.fenceOne(ctx, id) })
+		wait.Go(func() { errs[i] = f.fenceOne(ctx, version, id) })
 	}
 	wait.Wait()
 	return errors.Join(errs...)
 }
 
-// fenceOne asks again while the broker is still writing the markers of the transaction that it aborts.
-func (f *fencer) fenceOne(ctx context.Context, id string) error {
-	var pause time.Duration
-	for {
-		_, err := initProducer(ctx, f.client, id, f.timeout)
-		if err == nil {
-			return nil
-		}
-		if classify(reqInit, err) != retriable {
-			return fmt.Errorf("fence transactional id %s: %w", id, err)
-		}
-		pause = next(pause, firstRetry, lastRetry)
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("fence transactional id %s: %w", id, errors.Join(ctx.Err(), err))
-		case <-time.After(pause):
-		}
+func (f *fencer) fenceOne(ctx context.Context, version transactionVersion, id string) error {
+	err := version.prepare(ctx, f.client, f.application, id)
+	if err == nil {
+		_, err = initProducer(ctx, f.client, id, f.timeout)
 	}
+	if err != nil {
+		return fmt.Errorf("fence transactional id %s: %w", id, version.explain(err))
+	}
+	return nil
 }
 
-// initProducer is InitProducerId: it fences whoever has the id, and aborts the transaction that is open.
-func initProducer(ctx context.Context, client *kgo.Client, id string, timeout time.Duration) (producerEpoch, error) {
+// initProducer is InitProducerId: it fences whoever has the id, and aborts the transaction that is open. It asks again
+// until ctx ends, for example while the broker is still writing the markers of that transaction.
+func initProducer(ctx context.Context, client *kgo.Client, id string, timeout time.Duration) (e producerEpoch, err error) {
 	req := kmsg.NewPtrInitProducerIDRequest()
 	req.TransactionalID = &id
 	req.TransactionTimeoutMillis = int32(timeout.Milliseconds())
 	req.ProducerID, req.ProducerEpoch = -1, -1
-	resp, err := req.RequestWith(ctx, client)
-	if err != nil {
-		return producerEpoch{}, err
+	err = insist(ctx, func() error {
+		resp, err := req.RequestWith(ctx, client)
+		if err != nil {
+			return err
+		}
+		e = producerEpoch{resp.ProducerID, resp.ProducerEpoch}
+		return kerr.ErrorForCode(resp.ErrorCode)
+	})
+	return e, err
+}
+
+// insist calls f again, with pauses, until it succeeds, its error is one that will not pass, or ctx ends.
+func insist(ctx context.Context, f func() error) error {
+	var pause time.Duration
+	for {
+		err := f()
+		if err == nil || classify(reqInit, err) != retriable {
+			return err
+		}
+		pause = next(pause, firstRetry, lastRetry)
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(pause):
+		}
 	}
-	return producerEpoch{resp.ProducerID, resp.ProducerEpoch}, kerr.ErrorForCode(resp.ErrorCode)
 }

@@ -178,46 +178,52 @@ func (c *producer) request(e effect) (kmsg.Key, func() error) {
 }
 
 // start makes the client and initialises its producer, which fences whoever had the transactional id before and aborts
-// what that left open.
+// what that left open. It gives up before the committer starts the next one.
 func (c *producer) start() error {
-	if err := c.connect(); err != nil {
+	version, err := c.connect()
+	if err != nil {
 		return err
 	}
-	switch c.slot {
-	case slotPlain:
+	if c.slot == slotPlain {
 		// A client that has records and no id yet asks for one again and again, without a pause while no broker is reached.
 		_, _, err := c.client.ProducerID(c.ctx)
 		return err
-	case slotOffsets:
-		id, err := initProducer(c.ctx, c.client, c.id, c.cfg.timeout)
-		c.current = id
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.timeout/2)
+	defer cancel()
+	if err := version.prepare(ctx, c.client, c.cfg.application, c.id); err != nil {
 		return err
 	}
-	_, err := c.epoch()
-	return err
+	before := c.wire.count(kmsg.InitProducerID)
+	if c.slot == slotOffsets {
+		c.current, err = initProducer(ctx, c.client, c.id, c.cfg.timeout)
+	} else {
+		_, err = c.epoch(ctx)
+	}
+	if tries, unanswered := c.wire.count(kmsg.InitProducerID).since(before); ctx.Err() != nil && tries > unanswered {
+		return fmt.Errorf("%w: %w", errBusyID, err)
+	}
+	return version.explain(err)
 }
 
 // connect makes the client. The versions that it may speak depend on transaction.version, which only a broker can tell;
 // where that is another than it was the last time, the client is made anew.
-func (c *producer) connect() error {
+func (c *producer) connect() (transactionVersion, error) {
 	for {
 		legacy := c.legacy.Load()
 		client, err := kgo.NewClient(c.options(legacy)...)
 		if err != nil {
-			return fmt.Errorf("client of producer %v: %w", c.slot, err)
+			return transactionVersion{}, fmt.Errorf("client of producer %v: %w", c.slot, err)
 		}
 		c.client = client
 		if c.slot == slotPlain {
-			return nil
+			return transactionVersion{}, nil
 		}
-		version, err := transactionVersion(c.ctx, client)
-		if err != nil {
-			return err
+		version, err := askTransactionVersion(c.ctx, client)
+		if err != nil || version.legacy() == legacy {
+			return version, err
 		}
-		if (version < 2) == legacy {
-			return nil
-		}
-		c.legacy.Store(version < 2)
+		c.legacy.Store(version.legacy())
 		client.Close()
 	}
 }
@@ -260,8 +266,8 @@ func (c *producer) options(legacy bool) []kgo.Opt {
 }
 
 // epoch returns the producer id and epoch that the client uses now, and asks for one if it has none.
-func (c *producer) epoch() (producerEpoch, error) {
-	id, epoch, err := c.client.ProducerID(c.ctx)
+func (c *producer) epoch(ctx context.Context) (producerEpoch, error) {
+	id, epoch, err := c.client.ProducerID(ctx)
 	switch {
 	case err != nil:
 		return producerEpoch{}, err
@@ -301,7 +307,7 @@ func (c *producer) begin() error {
 	if err := c.client.BeginTransaction(); err != nil {
 		return err
 	}
-	id, err := c.epoch()
+	id, err := c.epoch(c.ctx)
 	if err != nil {
 		return err
 	}
@@ -357,7 +363,7 @@ func (c *producer) same() error {
 	if c.slot == slotOffsets {
 		return nil
 	}
-	id, err := c.epoch()
+	id, err := c.epoch(c.ctx)
 	if err != nil {
 		return err
 	}
@@ -490,20 +496,6 @@ func (c *producer) endRaw() error {
 		c.current = producerEpoch{resp.ProducerID, resp.ProducerEpoch}
 	}
 	return nil
-}
-
-// transactionVersion returns the cluster's feature level of that name, 0 where there is none.
-func transactionVersion(ctx context.Context, client *kgo.Client) (int16, error) {
-	resp, err := kmsg.NewPtrApiVersionsRequest().RequestWith(ctx, client)
-	if err != nil {
-		return 0, fmt.Errorf("ask for transaction.version: %w", err)
-	}
-	for _, f := range resp.FinalizedFeatures {
-		if f.Name == "transaction.version" {
-			return f.MaxVersionLevel, nil
-		}
-	}
-	return 0, nil
 }
 
 // wire counts requests as they are written and answered, by key. The client sends some again on its own, and what

@@ -281,6 +281,7 @@ func (a *App) join(ctx context.Context, plan *topology.Plan) error {
 	}
 	a.serving.Go(func() { a.reportLags(a.life, lags) })
 	a.serving.Go(func() { a.watch(a.life) })
+	a.serving.Go(func() { a.watchTransactionVersion(a.life) })
 	a.serving.Go(func() { a.checkPartitioners(a.life, plan) })
 	return a.group.start(a.life)
 }
