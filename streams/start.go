@@ -162,11 +162,12 @@ func (a *App) prepare(ctx context.Context) (*topology.Plan, error) {
 }
 
 func (a *App) keeper() *topicKeeper {
-	return &topicKeeper{client: a.admin, replication: a.config.ReplicationFactor, patience: topicPatience, strict: a.config.StrictTopics, logger: a.log}
+	return &topicKeeper{client: a.admin, replication: a.config.ReplicationFactor, strict: a.config.StrictTopics,
+		patience: topicPatience, settling: topicSettling, logger: a.log}
 }
 
-// topicPatience is how long topics are waited for that somebody may just have created.
-const topicPatience = 3 * time.Second
+// How long topics are waited for: those that somebody may just have created, and those that were created.
+const topicPatience, topicSettling = 3 * time.Second, 30 * time.Second
 
 func (a *App) planOptions() topology.PlanOptions {
 	return topology.PlanOptions{Application: a.config.ApplicationID, TopicConfig: a.config.TopicConfig}

@@ -26,10 +26,10 @@ type topicKeeper struct {
 	replication int
 	// strict leaves the creation of internal topics to an administrator: missing ones are an error.
 	strict bool
-	// patience is how long topics are waited for: input topics until somebody creates them, created ones until the
-	// brokers know them.
-	patience time.Duration
-	logger   *slog.Logger
+	// patience is how long input topics are waited for until somebody creates them, and settling how long created ones
+	// until the brokers know them, which takes busy brokers some time.
+	patience, settling time.Duration
+	logger             *slog.Logger
 }
 
 const topicPoll = 100 * time.Millisecond
@@ -128,7 +128,7 @@ func (k *topicKeeper) ensure(ctx context.Context, topics []topology.InternalTopi
 	}
 	var found []topology.InternalTopic // that were there before
 	first := true
-	for deadline := time.Now().Add(k.patience); ; first = false {
+	for deadline := time.Now().Add(k.settling); ; first = false {
 		missing, err := k.check(ctx, topics)
 		if err != nil {
 			return err
@@ -150,7 +150,7 @@ func (k *topicKeeper) ensure(ctx context.Context, topics []topology.InternalTopi
 			return err
 		case !time.Now().Before(deadline):
 			return errors.Join(fmt.Errorf("internal topics were created and are not known to the brokers within %v:\n%s",
-				k.patience, recipe(missing)), again)
+				k.settling, recipe(missing)), again)
 		}
 		if err := pause(ctx, topicPoll); err != nil {
 			return errors.Join(fmt.Errorf("create internal topics:\n%s", recipe(missing)), again, err)

@@ -51,7 +51,7 @@ func newTopicTest(t *testing.T, address string, kafka bool) *topicTest {
 	}
 	t.Cleanup(client.Close)
 	k := &topicTest{T: t, app: "app-" + uuid.NewString()[:8], admin: kadm.NewClient(client), log: new(bytes.Buffer), kafka: kafka}
-	k.keeper = &topicKeeper{client: client, patience: 10 * time.Second, logger: slog.New(slog.NewTextHandler(k.log, nil))}
+	k.keeper = &topicKeeper{client: client, patience: 10 * time.Second, settling: 10 * time.Second, logger: slog.New(slog.NewTextHandler(k.log, nil))}
 	return k
 }
 
