@@ -17,12 +17,8 @@ import (
 // TestErrorsPage checks that docs/errors.md has every error that a program can tell apart, with its text, and every reason
 // that records are left out for, and no others.
 func TestErrorsPage(t *testing.T) {
-	page, err := os.ReadFile("docs/errors.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	before, rest, _ := strings.Cut(string(page), "\n## Refusals of brokers\n")
-	_, after, _ := strings.Cut(rest, "\n## What is left out\n") // what lies between is for TestErrorsPageTexts
+	before, rest, _ := strings.Cut(errorsPage(t), "\n## Refusals of brokers\n")
+	_, after, _ := strings.Cut(rest, "\n## What is left out\n") // what lies between is for the other tests
 	documented := map[string]bool{}
 	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| ([^|]*) \\|").FindAllStringSubmatch(before+after, -1) {
 		documented[row[1]] = true
@@ -47,12 +43,8 @@ func TestErrorsPage(t *testing.T) {
 // TestErrorsPageTexts checks that each text that docs/errors.md has of other errors is in the code, and that the page has each
 // answer of brokers that the code has a remedy for.
 func TestErrorsPageTexts(t *testing.T) {
-	page, err := os.ReadFile("docs/errors.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var code strings.Builder
-	err = filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 			return err
 		}
@@ -63,68 +55,128 @@ func TestErrorsPageTexts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, others, ok := strings.Cut(string(page), "\n## Others\n")
-	others, _, ended := strings.Cut(others, "\n## ")
-	rows := regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(others, -1)
-	if !ok || !ended || len(rows) == 0 {
-		t.Fatal("docs/errors.md has no section of other errors")
-	}
-	for _, row := range rows {
-		if !strings.Contains(code.String(), row[1]) {
-			t.Errorf("docs/errors.md has %q, which is not in the code", row[1])
+	page := errorsPage(t)
+	for _, row := range rowsOf(t, page, "Others") {
+		if !strings.Contains(code.String(), row) {
+			t.Errorf("docs/errors.md has %q, which is not in the code", row)
 		}
 	}
 	for _, name := range regexp.MustCompile(`(?m)^\tkerr\.(\w+)\.Code:\s+"`).FindAllStringSubmatch(code.String(), -1) {
 		text := strings.ToUpper(regexp.MustCompile(`([a-z])([A-Z])`).ReplaceAllString(name[1], "${1}_$2"))
 		text = strings.Replace(text, "IDAUTH", "ID_AUTH", 1)
-		if !strings.Contains(string(page), "`"+text+"`") {
+		if !strings.Contains(page, "`"+text+"`") {
 			t.Errorf("docs/errors.md lacks the broker's answer %s", text)
 		}
 	}
 }
 
-// TestErrorsPageAdvice checks that docs/errors.md has each error of a running application that says what to do, but for those
-// that say it of an error which a program can tell apart. What Build and the commands say is complete in itself.
-func TestErrorsPageAdvice(t *testing.T) {
-	page, err := os.ReadFile("docs/errors.md")
-	if err != nil {
-		t.Fatal(err)
+// TestErrorsPageRefusals checks that docs/errors.md has each fault of a topology and each error of a command, and no others.
+// The rule for both: an error counts unless its text ends with ": %w". Such a one wraps another error behind what was
+// attempted, and says no more.
+func TestErrorsPageRefusals(t *testing.T) {
+	inTopology := func(path string) bool { return strings.HasPrefix(path, "topology/") }
+	for heading, texts := range map[string]map[string]string{
+		"What Build refuses":   textsOf(t, inTopology, "fault"),
+		"What commands refuse": textsOf(t, ofCommand, "Errorf", "New"),
+	} {
+		used := map[string]bool{}
+		rows := rowsOf(t, errorsPage(t), heading)
+		for text, where := range texts {
+			if text == "%s" || strings.HasSuffix(text, ": %w") { // %s: a text that was given to another fault
+				continue
+			}
+			found := false
+			for _, row := range rows {
+				if strings.Contains(text, row) {
+					found, used[row] = true, true
+				}
+			}
+			if !found {
+				t.Errorf("docs/errors.md lacks %q of %s below %q", text, where, heading)
+			}
+		}
+		for _, row := range rows {
+			if !used[row] {
+				t.Errorf("docs/errors.md has %q below %q, which is not in the code", row, heading)
+			}
+		}
 	}
-	rows := regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(string(page), -1)
+}
+
+// TestErrorsPageAdvice checks that docs/errors.md has each error of a running application that says what to do, but for those
+// that say it of an error which a program can tell apart.
+func TestErrorsPageAdvice(t *testing.T) {
+	page := errorsPage(t)
+	rows := rowsOf(t, page, "")
 	advice := regexp.MustCompile(`[;:] (give|use|set|create|choose|stop|start|reset|remove|raise|grant|upgrade|declare|ask|add|make)\b`)
 	sentinel := regexp.MustCompile(`%w( [^;:]*)?[;:] `)
-	for text, where := range textsOf(t) {
-		if !advice.MatchString(text) || sentinel.MatchString(text) || strings.Contains(string(page), text) {
+	running := func(path string) bool {
+		top, _, _ := strings.Cut(path, "/")
+		return slices.Contains([]string{"connect", "serde", "state", "streams", "topology"}, top) && !ofCommand(path)
+	}
+	for text, where := range textsOf(t, running, "Errorf", "New") {
+		if !advice.MatchString(text) || sentinel.MatchString(text) || strings.Contains(page, text) {
 			continue
 		}
-		if !slices.ContainsFunc(rows, func(row []string) bool { return strings.Contains(text, row[1]) }) {
+		if !slices.ContainsFunc(rows, func(row string) bool { return strings.Contains(text, row) }) {
 			t.Errorf("docs/errors.md lacks %q of %s", text, where)
 		}
 	}
 }
 
-// textsOf returns the texts of the errors that are made in packages that run in an application, with their files.
-func textsOf(t *testing.T) map[string]string {
+func errorsPage(t *testing.T) string {
+	page, err := os.ReadFile("docs/errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(page)
+}
+
+// rowsOf returns what the rows of the tables below a heading begin with, "" for those of the whole page.
+func rowsOf(t *testing.T, page, heading string) (rows []string) {
+	if heading != "" {
+		_, page, _ = strings.Cut(page, "\n## "+heading+"\n")
+		page, _, _ = strings.Cut(page, "\n## ")
+	}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(page, -1) {
+		rows = append(rows, row[1])
+	}
+	if len(rows) == 0 {
+		t.Fatalf("docs/errors.md has no rows below %q", heading)
+	}
+	return rows
+}
+
+// ofCommand tells whether a file is of the commands, and of nothing that an application does while it runs.
+func ofCommand(path string) bool {
+	return strings.HasPrefix(path, "cmd/eddyline/") || strings.HasPrefix(path, "streams/command") || path == "streams/replay.go"
+}
+
+// textsOf returns the texts, with their files, that calls and fields of these names are given in some of the files.
+func textsOf(t *testing.T, in func(path string) bool, names ...string) map[string]string {
 	texts := map[string]string{}
-	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
-		top, _, _ := strings.Cut(filepath.ToSlash(path), "/")
-		switch {
-		case err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
+	note := func(to, text ast.Expr, path string) {
+		if f, ok := to.(*ast.SelectorExpr); ok && slices.Contains(names, f.Sel.Name) && textOf(text) != "" {
+			texts[textOf(text)] = path
+		}
+	}
+	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		path = filepath.ToSlash(path)
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || !in(path) {
 			return err
-		case !slices.Contains([]string{"connect", "serde", "state", "streams", "topology"}, top), strings.HasPrefix(d.Name(), "command"):
-			return nil
 		}
 		f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
 		if err != nil {
 			return err
 		}
 		ast.Inspect(f, func(n ast.Node) bool {
-			call, ok := n.(*ast.CallExpr)
-			if !ok || len(call.Args) == 0 {
-				return true
-			}
-			if f, ok := call.Fun.(*ast.SelectorExpr); ok && (f.Sel.Name == "Errorf" || f.Sel.Name == "New") {
-				texts[textOf(call.Args[0])] = path
+			switch n := n.(type) {
+			case *ast.CallExpr:
+				if len(n.Args) > 0 {
+					note(n.Fun, n.Args[0], path)
+				}
+			case *ast.AssignStmt:
+				note(n.Lhs[0], n.Rhs[0], path)
 			}
 			return true
 		})
@@ -136,7 +188,7 @@ func textsOf(t *testing.T) map[string]string {
 	return texts
 }
 
-// textOf returns a text that may be written in parts, "" if it is none.
+// textOf returns a text that may be written in parts or be a format, "" if it is none.
 func textOf(e ast.Expr) string {
 	switch e := e.(type) {
 	case *ast.BasicLit:
@@ -144,6 +196,10 @@ func textOf(e ast.Expr) string {
 		return s
 	case *ast.BinaryExpr:
 		return textOf(e.X) + textOf(e.Y)
+	case *ast.CallExpr: // of fmt.Sprintf
+		if len(e.Args) > 0 {
+			return textOf(e.Args[0])
+		}
 	}
 	return ""
 }

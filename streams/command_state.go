@@ -549,12 +549,15 @@ func (h *exportHead) fits(application string, m *topology.Model) error {
 		return fmt.Errorf("it is of application %q, and this is %q, whose changelogs are others: its state cannot be brought up to date; "+
 			"import it with --application-id %[1]s", h.Application, application)
 	}
-	return sameState(h.Kept.Topology, m, "its topology is another one than this program's: import it with the version that wrote it, "+
-		"and start this one on that directory, which does what diff says")
+	if err := sameState(h.Kept.Topology, m); err != nil {
+		return fmt.Errorf("its topology is another one than this program's: import it with the version that wrote it, "+
+			"and start this one on that directory, which does what diff says:\n%w", err)
+	}
+	return nil
 }
 
 // sameState refuses topologies whose state is not the same.
-func sameState(old, new *topology.Model, remedy string) error {
+func sameState(old, new *topology.Model) error {
 	if fingerprint(old) == fingerprint(new) {
 		return nil
 	}
@@ -564,10 +567,7 @@ func sameState(old, new *topology.Model, remedy string) error {
 			all = append(all, errors.New(e.String()))
 		}
 	}
-	if len(all) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%s:\n%w", remedy, errors.Join(all...))
+	return errors.Join(all...)
 }
 
 // importer writes the stores of an export to a state directory. Their offsets come last: state that was not written to its
@@ -594,8 +594,8 @@ func (i *importer) check(head exportHead, stores []state.ExportedStore) error {
 		return err
 	}
 	if there.Topology != nil {
-		if err := sameState(there.Topology, head.Kept.Topology, "another topology wrote what is there: choose an empty directory with --state-dir"); err != nil {
-			return err
+		if err := sameState(there.Topology, head.Kept.Topology); err != nil {
+			return fmt.Errorf("another topology wrote what is there: choose an empty directory with --state-dir:\n%w", err)
 		}
 	}
 	var found []string

@@ -511,7 +511,7 @@ func (a *App) fetchSlice(ctx context.Context, s sliceOf) (head sliceHead, record
 		return head, nil, err
 	}
 	if t == nil || int(s.partition) >= len(t.leaders) {
-		return head, nil, fmt.Errorf("partition %v does not exist", s.topicPartition)
+		return head, nil, fmt.Errorf("partition %v does not exist; name one that the topic has", s.topicPartition)
 	}
 	for _, bound := range []struct {
 		text string
