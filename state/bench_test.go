@@ -137,8 +137,46 @@ func BenchmarkWindowStep(b *testing.B) {
 	})
 }
 
-func windowKey(dst []byte, key, start uint64) []byte {
-	dst = binary.BigEndian.AppendUint64(dst, 0)
+// BenchmarkJoinStep is a record of a join of two streams with many keys: it looks for rows of its key in three segments, and
+// adds one. Old segments go.
+func BenchmarkJoinStep(b *testing.B) {
+	const keys, rows = 100_000, 30_000 // of a segment
+	e, err := OpenPebble("db", PebbleOptions{FS: NewMemoryFS()})
+	must(b, err)
+	defer e.Close()
+	all, err := OpenSpaces(e)
+	must(b, err)
+	space, err := all.Open("0_0", "join", SegmentKey)
+	must(b, err)
+	s := NewBuffered(space, BufferOptions{CacheBytes: 64 << 20})
+	b.ReportAllocs()
+	var from, to []byte
+	for i := uint64(0); b.Loop(); i++ {
+		s.Savepoint()
+		segment := 3 + i/rows
+		if i%rows == 0 {
+			must(b, s.DeleteRange(nil, binary.BigEndian.AppendUint64(nil, segment-2)))
+		}
+		for n := segment - 1; n <= segment+1; n++ {
+			from, to = segmentKey(from[:0], n, i*7919%keys, 0), segmentKey(to[:0], n, i*7919%keys, 1<<62)
+			it := s.Scan(from, to, false)
+			for it.Next() {
+			}
+			must(b, it.Close())
+		}
+		from = segmentKey(from[:0], segment, i*104729%keys, i)
+		must(b, s.Put(from, from, Meta{}))
+		if i%10_000 == 9_999 {
+			benchCommit(b, s, Offset{Next: int64(i)})
+		}
+	}
+	s.Close()
+}
+
+func windowKey(dst []byte, key, start uint64) []byte { return segmentKey(dst, 0, key, start) }
+
+func segmentKey(dst []byte, segment, key, start uint64) []byte {
+	dst = binary.BigEndian.AppendUint64(dst, segment)
 	dst = AppendKey(dst, fmt.Appendf(nil, "key-%d", key))
 	return binary.BigEndian.AppendUint64(dst, start)
 }

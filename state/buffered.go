@@ -49,7 +49,8 @@ type Buffered struct {
 	scans   []*scan // open
 	idle    []*scan // closed, to be used again
 	cursors []Cursor
-	ordered bool // whether buffers keep their keys in order: since the first scan
+	orders  int  // how often keys were wanted in order
+	grouped bool // whether buffers group their keys: since the first scan of the rows of one key
 	uses    Uses
 	value   []byte // read last from the engine; not nil, so that an empty value is not either
 }
@@ -204,38 +205,67 @@ func (b *Buffered) DeleteRange(from, to []byte) error {
 
 // mask hides the entries of a range in the open buffer. What the changelog is owed of them it still gets.
 func (b *Buffered) mask(from, to []byte) {
-	b.keepOrder()
 	f := b.open
+	if b.space.layout() == WholeKey {
+		b.keepOrder()
+	}
+	if !f.order.on { // old windows are deleted now and then
+		masked := []keyRange{{from, to}}
+		for id := uint32(1); id <= uint32(len(f.entries)); id++ {
+			if covers(masked, f.key(id)) {
+				b.maskEntry(id)
+			}
+		}
+		return
+	}
 	for id := f.order.seek(&f.table, from); id != 0; id = f.order.next(id) {
 		if to != nil && string(f.key(id)) >= string(to) {
 			return
 		}
-		e := f.entry(id)
-		masked := wrote
-		switch e.what {
-		case present:
-		case absent:
-			masked = erased
-		default:
-			continue
-		}
-		if b.undoing() {
-			b.undos = append(b.undos, undo{id, e.undo, e.value, e.valueLen, e.timestamp, e.headers, e.change, e.what, true})
-			e.undo = uint32(len(b.undos))
-		}
-		e.what = masked
+		b.maskEntry(id)
 	}
 }
 
-// keepOrder has buffers keep their keys in order from now on.
-func (b *Buffered) keepOrder() {
-	if b.ordered {
+func (b *Buffered) maskEntry(id uint32) {
+	e := b.open.entry(id)
+	masked := wrote
+	switch e.what {
+	case present:
+	case absent:
+		masked = erased
+	default:
 		return
 	}
-	b.ordered = true
-	b.open.keepOrder(b.space.layout())
+	if b.undoing() {
+		b.undos = append(b.undos, undo{id, e.undo, e.value, e.valueLen, e.timestamp, e.headers, e.change, e.what, true})
+		e.undo = uint32(len(b.undos))
+	}
+	e.what = masked
+}
+
+// keepOrder puts the keys of all buffers in order. Those that follow keep theirs only if that is wanted again and again: a
+// store with windows is asked once for all that it has, when it is opened.
+func (b *Buffered) keepOrder() {
+	b.orders = min(b.orders+1, fewOrders)
+	b.open.keepOrder()
 	for _, f := range b.frozen {
-		f.keepOrder(b.space.layout())
+		f.keepOrder()
+	}
+}
+
+const fewOrders = 3
+
+func (b *Buffered) ordered() bool { return b.orders == fewOrders }
+
+// keepGroups has buffers group their keys from now on.
+func (b *Buffered) keepGroups() {
+	if b.grouped {
+		return
+	}
+	b.grouped = true
+	b.open.keepGroups(b.space.layout())
+	for _, f := range b.frozen {
+		f.keepGroups(b.space.layout())
 	}
 }
 
@@ -340,6 +370,9 @@ func (b *Buffered) Apply(f *Frozen, o Offset, maxBytes int) (done bool, err erro
 			return false, err
 		}
 	}
+	if !b.ordered() {
+		b.cache.order.stop()
+	}
 	b.cache.take(f, last)
 	f.begun, f.applied = true, last
 	if done {
@@ -409,8 +442,11 @@ func (b *Buffered) newBuffer() *Frozen {
 	} else {
 		f = &Frozen{}
 	}
-	if b.ordered {
-		f.keepOrder(b.space.layout())
+	if b.ordered() {
+		f.keepOrder()
+	}
+	if b.grouped {
+		f.keepGroups(b.space.layout())
 	}
 	return f
 }

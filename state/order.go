@@ -7,17 +7,13 @@ import "bytes"
 //	previous | next on level 0 | next on level 1 | …
 //
 // The tower of the list itself is first. A link never moves while others are inserted, so that a scan can go on.
-//
-// It also knows which beginnings of keys, as the layout cuts them off, no key has, so that most short scans need not look.
 type order struct {
-	on     bool
-	layout Layout
-	begins filter
-	at     []uint32 // where an id's tower begins in links, by id-1
-	level  []uint8  // how many levels it has
-	links  []uint32
-	free   [maxLevel + 1]uint32 // towers to use again, by levels, linked by their first cell
-	rng    uint32
+	on    bool
+	at    []uint32 // where an id's tower begins in links, by id-1
+	level []uint8  // how many levels it has
+	links []uint32
+	free  [maxLevel + 1]uint32 // towers to use again, by levels, linked by their first cell
+	rng   uint32
 }
 
 const maxLevel = 12 // at four entries a level: 16 million
@@ -37,22 +33,18 @@ func (o *order) build(t *table) {
 
 func (o *order) start() {
 	o.on = true
-	o.begins.reset(o.layout != WholeKey)
-	o.links = append(o.links[:0], make([]uint32, 1+maxLevel)...)
+	o.links = append(o.links, make([]uint32, 1+maxLevel)...)
 	if o.rng == 0 {
 		o.rng = 0x9e3779b9
 	}
 }
 
-func (o *order) reset() {
-	if !o.on {
-		return
-	}
-	*o = order{layout: o.layout, begins: o.begins, at: o.at[:0], level: o.level[:0], links: o.links, rng: o.rng}
-	o.start()
+// stop forgets the order, and keeps its memory.
+func (o *order) stop() {
+	*o = order{at: o.at[:0], level: o.level[:0], links: o.links[:0], rng: o.rng}
 }
 
-func (o *order) bytes() int64 { return int64(len(o.links)*4+len(o.at)*5) + o.begins.bytes() }
+func (o *order) bytes() int64 { return int64(len(o.links)*4 + len(o.at)*5) }
 
 // tower returns the place of id's links, or of the list's own for 0.
 func (o *order) tower(id uint32) uint32 {
@@ -105,10 +97,6 @@ func (o *order) seekBefore(t *table, key []byte) uint32 {
 
 func (o *order) insert(t *table, id uint32) {
 	var path [maxLevel]uint32
-	if o.begins.on {
-		key := t.key(id)
-		o.begins.add(hashKey(key[:o.layout.split(key)]))
-	}
 	before := o.before(t, t.key(id), &path)
 	levels := o.randomLevels()
 	at := o.alloc(levels)

@@ -1,6 +1,9 @@
 package state
 
-import "bytes"
+import (
+	"bytes"
+	"slices"
+)
 
 // scan merges the layers of a store, as they were when it began. Of a key's versions the newest layer's counts; a layer's
 // deleted ranges hide what the older ones have.
@@ -9,9 +12,11 @@ type scan struct {
 	sources []source // newest first
 	from    []byte
 	to      []byte
-	bounded bool   // to is a bound
-	begin   uint32 // hash of what all keys of the scan have in common
-	short   bool   // there is such a beginning
+	bounded bool     // to is a bound
+	begin   uint32   // hash of what all keys of the scan have in common
+	segment uint64   // that they are in, where there are segments
+	short   bool     // there is such a beginning
+	ids     []uint32 // of listed sources
 	reverse bool
 	at      int // the source of the current entry, or -1
 	ended   bool
@@ -24,6 +29,9 @@ type source struct {
 	undos  uint32 // how many undo items there were; later ones tell what entries were
 	ranges []keyRange
 	id     uint32
+	listed bool // the ids that follow are scan.ids[next:end], not those in the table's order
+	next   int
+	end    int
 	cursor Cursor // instead of a table
 	key    []byte // nil at the end
 }
@@ -31,13 +39,15 @@ type source struct {
 // Scan implements [Store].
 func (b *Buffered) Scan(from, to []byte, reverse bool) Iterator {
 	b.uses.Scans++
-	b.keepOrder()
 	s := b.newScan()
 	s.from, s.to = append(s.from[:0], from...), append(s.to[:0], to...)
 	s.bounded, s.reverse, s.at, s.ended, s.err = to != nil, reverse, -1, false, nil
 	var begin []byte
 	if begin, s.short = b.space.layout().common(s.from, s.upper()); s.short {
-		s.begin = hashKey(begin)
+		s.begin, s.segment = hashKey(begin), segmentOf(b.space.layout(), begin)
+		b.keepGroups()
+	} else {
+		b.keepOrder()
 	}
 	b.scans = append(b.scans, s)
 	s.addTable(&b.open.table, b.open.ranges, uint32(len(b.undos)))
@@ -69,8 +79,10 @@ func (s *scan) addTable(t *table, ranges []keyRange, undos uint32) {
 		return
 	}
 	x := source{table: t, ranges: ranges, undos: undos}
+	x.listed = s.short && s.list(&x)
 	switch {
-	case s.short && t.order.begins.lacks(s.begin):
+	case x.listed:
+		x.id = s.pop(&x)
 	case s.reverse:
 		x.id = t.order.seekBefore(t, s.upper())
 	default:
@@ -80,11 +92,57 @@ func (s *scan) addTable(t *table, ranges []keyRange, undos uint32) {
 	s.sources = append(s.sources, x)
 }
 
+// mostListed bounds the rows of one key that are listed and sorted for a scan. A store that has more of them in a buffer
+// keeps all keys in order from then on.
+const mostListed = 64
+
+// list lists a table's entries in a short scan, in order. It reports false if the table's order has to be used instead.
+func (s *scan) list(x *source) bool {
+	t, looked := x.table, 0
+	x.next = len(s.ids)
+	for id := t.groups.find(s.begin, s.segment); id != 0; id = t.groups.next(id, s.begin) {
+		if looked++; looked > mostListed && !t.order.on {
+			s.store.keepOrder()
+			t.keepOrder()
+		}
+		if t.order.on {
+			s.ids = s.ids[:x.next]
+			return false
+		}
+		if key := t.key(id); bytes.Compare(key, s.from) >= 0 && bytes.Compare(key, s.to) < 0 {
+			s.ids = append(s.ids, id)
+		}
+	}
+	x.end = len(s.ids)
+	if ids := s.ids[x.next:]; len(ids) > 1 {
+		slices.SortFunc(ids, func(a, b uint32) int {
+			if s.reverse {
+				a, b = b, a
+			}
+			return bytes.Compare(t.key(a), t.key(b))
+		})
+	}
+	return true
+}
+
+// pop returns the next id of a listed source, or 0.
+func (s *scan) pop(x *source) uint32 {
+	if x.next == x.end {
+		return 0
+	}
+	x.next++
+	return s.ids[x.next-1]
+}
+
 // addBelow adds the cache, if it has everything, or else the engine.
 func (s *scan) addBelow() {
 	b := s.store
 	if b.cache.complete {
-		b.cache.keepOrder(b.space.layout())
+		if s.short {
+			b.cache.keepGroups(b.space.layout())
+		} else {
+			b.cache.keepOrder()
+		}
 		s.addTable(&b.cache.table, nil, 0)
 		return
 	}
@@ -114,6 +172,8 @@ func (s *scan) move(x *source) {
 			s.err = err
 		}
 		return
+	case x.listed:
+		x.id = s.pop(x)
 	case s.reverse:
 		x.id = x.table.order.prev(x.id)
 	default:
@@ -267,7 +327,7 @@ func (s *scan) end() {
 		s.store.cursors = append(s.store.cursors, x.cursor)
 	}
 	clear(s.sources)
-	s.sources, s.at, s.ended = s.sources[:0], -1, true
+	s.sources, s.ids, s.at, s.ended = s.sources[:0], s.ids[:0], -1, true
 }
 
 // endScans ends the iterators that were left open.

@@ -16,7 +16,8 @@ type table struct {
 	entries []entry
 	free    uint32 // ids given back by remove, linked by entry.undo
 	slab    slab
-	order   order // by key, once asked for
+	order   order  // by key, once asked for
+	groups  groups // by beginnings of keys, once asked for
 	headers headerSlots
 }
 
@@ -93,6 +94,9 @@ func (t *table) add(hash uint32, key []byte) uint32 {
 	if t.order.on {
 		t.order.insert(t, id)
 	}
+	if t.groups.on {
+		t.groups.insert(id, key)
+	}
 	return id
 }
 
@@ -119,6 +123,9 @@ func (t *table) grow() {
 func (t *table) remove(id uint32) {
 	if t.order.on {
 		t.order.remove(t, id)
+	}
+	if t.groups.on {
+		t.groups.remove(id)
 	}
 	e := t.entry(id)
 	mask := uint32(len(t.slots) - 1)
@@ -155,19 +162,23 @@ func (t *table) reset() {
 	}
 	t.entries, t.free = t.entries[:0], 0
 	t.slab.reset()
-	t.order.reset()
+	t.order.stop()
+	t.groups.reset()
 	t.headers = headerSlots{}
 }
 
 // keepOrder keeps the keys in order from now on.
-func (t *table) keepOrder(l Layout) {
-	t.order.layout = l
-	t.order.build(t)
+func (t *table) keepOrder() { t.order.build(t) }
+
+// keepGroups groups the keys from now on.
+func (t *table) keepGroups(l Layout) {
+	t.groups.layout = l
+	t.groups.build(t)
 }
 
 // bytes returns what the table's contents take of the heap, about.
 func (t *table) bytes() int64 {
-	return t.slab.used + int64(len(t.entries))*(entryBytes+slotBytes) + t.order.bytes() + t.headers.bytes
+	return t.slab.used + int64(len(t.entries))*(entryBytes+slotBytes) + t.order.bytes() + t.groups.bytes() + t.headers.bytes
 }
 
 const slotBytes = 11 // of an entry: 8 over how full the slots are

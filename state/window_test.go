@@ -116,7 +116,8 @@ func (m *windowModel) scan(keyFrom, keyTo string, from, to int64) (rows []modelR
 
 var modelKeys = []string{"", "\x00", "a", "a\x00", "a\x00\x00b", "ab", "b", "\xff"}
 
-// TestWindowsAgainstModel puts, rolls back, commits, and reads every kind of window store beside a list.
+// TestWindowsAgainstModel puts, rolls back, commits, and reads every kind of window store beside a list. What is written while
+// the rows of a segment are read does not show among them.
 func TestWindowsAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := windowModel{time: -1}
@@ -130,12 +131,17 @@ func TestWindowsAgainstModel(t *testing.T) {
 		clock := &rollingCell{v: -1, saved: -1}
 		o := m.o
 		o.Expired, o.Time = func() { expired++ }, clock
-		st := newStore(&testing.T{}, state.BufferOptions{})
+		st := newStore(&testing.T{}, state.BufferOptions{CacheBytes: rapid.SampledFrom([]int64{0, 1 << 10, 1 << 20}).Draw(t, "cache")})
 		w := state.OpenWindows(st, o)
 		st.Savepoint()
 		saved := m
+		ranges := rapid.Bool().Draw(t, "ranges")
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
-			switch rapid.IntRange(0, 9).Draw(t, "what") {
+			what := rapid.IntRange(0, 10).Draw(t, "what")
+			if what == 4 && !ranges {
+				what = 3
+			}
+			switch what {
 			case 0: // a Step fails
 				st.Rollback()
 				clock.v = clock.saved
@@ -160,15 +166,28 @@ func TestWindowsAgainstModel(t *testing.T) {
 				to := from + rapid.Int64Range(-10, 400).Draw(t, "length")
 				reverse := rapid.Bool().Draw(t, "reverse")
 				key := rapid.SampledFrom(modelKeys).Draw(t, "key")
+				writes := 0
+				if from >= 0 && from/m.o.SegmentMs == to/m.o.SegmentMs {
+					writes = rapid.IntRange(0, 3).Draw(t, "writes")
+				}
+				want := rowsText(m.scan(key, key+"\x00", from, to), reverse)
 				var got []string
 				err := w.Fetch([]byte(key), from, to, reverse, func(start int64, value []byte) bool {
 					got = append(got, modelRow{key, string(value), start, 0, 0}.String())
+					if writes--; writes >= 0 {
+						put(t, w, key, (start+from+to)/2, "w", &m)
+					}
 					return true
 				})
 				if err != nil {
 					t.Fatal(err)
 				}
-				checkRows(t, "Fetch", got, rowsText(m.scan(key, key+"\x00", from, to), reverse))
+				checkRows(t, "Fetch", got, want)
+			case 5: // a key has many rows
+				key, start := rapid.SampledFrom(modelKeys).Draw(t, "key"), rapid.Int64Range(0, 800).Draw(t, "start")
+				for i := range int64(100) {
+					put(t, w, key, start+i, "m", &m)
+				}
 			case 4:
 				from, to := rapid.Int64Range(-10, 900).Draw(t, "from"), rapid.SampledFrom([]int64{0, 300, 900, math.MaxInt64}).Draw(t, "to")
 				reverse := rapid.Bool().Draw(t, "reverse")
@@ -207,6 +226,17 @@ func TestWindowsAgainstModel(t *testing.T) {
 				}
 			}
 		}
+		for _, key := range modelKeys {
+			var got []string
+			err := w.Fetch([]byte(key), 0, math.MaxInt64, false, func(start int64, value []byte) bool {
+				got = append(got, modelRow{key, string(value), start, 0, 0}.String())
+				return true
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkRows(t, "Fetch", got, rowsText(m.scan(key, key+"\x00", 0, math.MaxInt64), false))
+		}
 		var got []string
 		err := w.Range(nil, nil, 0, math.MaxInt64, false, func(key []byte, start int64, value []byte) bool {
 			got = append(got, modelRow{string(key), string(value), start, 0, 0}.String())
@@ -217,6 +247,17 @@ func TestWindowsAgainstModel(t *testing.T) {
 		}
 		checkRows(t, "all", got, rowsText(m.scan("", "\xff\xff", 0, math.MaxInt64), false))
 	})
+}
+
+// put puts a row into a store and its model, unless it would move the time.
+func put(t rapid.TB, w *state.Windows, key string, start int64, value string, m *windowModel) {
+	if start < 0 || start > m.time {
+		return
+	}
+	if err := w.Put([]byte(key), start, []byte(value), state.Meta{}); err != nil {
+		t.Fatal(err)
+	}
+	m.put(key, start, value, false)
 }
 
 // rollingCell is a cell that a test rolls back.
