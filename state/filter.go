@@ -51,17 +51,6 @@ func (f *filter) add(hash uint32) {
 	}
 }
 
-// reset empties the filter, and keeps its memory. on says whether it will see every key from now on.
-func (f *filter) reset(on bool) {
-	f.on = on
-	for i := range f.layers {
-		l := &f.layers[i]
-		clear(l.blocks)
-		l.room = len(l.blocks) * filterBlockKeys
-	}
-	f.full = 0
-}
-
 // bytes returns what the filter takes of the heap.
 func (f *filter) bytes() int64 {
 	var n int64

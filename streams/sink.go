@@ -25,9 +25,8 @@ type burst struct {
 	bytes int    // of the records counted
 	count int    // of out's records in bytes
 
-	records []kgo.Record
-	refs    []*kgo.Record
-	used    int
+	chunks [][]kgo.Record // of chunkRecords each
+	refs   []*kgo.Record  // those in use
 
 	sent []sentTo // what is in out, by topic
 }
@@ -72,29 +71,27 @@ func (b *burst) drop(r *running) {
 func (b *burst) reset() {
 	b.out.Reset()
 	clear(b.parts)
-	b.parts, b.bytes, b.count, b.used, b.sent = b.parts[:0], 0, 0, 0, b.sent[:0]
+	if n := len(b.chunks); len(b.refs) < n*chunkRecords/4 {
+		b.chunks = slices.Delete(b.chunks, n/2, n)
+	}
+	b.parts, b.bytes, b.count, b.refs, b.sent = b.parts[:0], 0, 0, b.refs[:0], b.sent[:0]
 }
 
 // empty reports whether nothing was written.
 func (b *burst) empty() bool { return len(b.parts) == 0 }
 
-// reserve makes room for n records. What was handed out before stays where it is.
-func (b *burst) reserve(n int) {
-	if b.used+n <= len(b.records) {
-		return
-	}
-	size := max(n, 2*len(b.records), 64)
-	b.records, b.refs, b.used = make([]kgo.Record, size), make([]*kgo.Record, size), 0
-	for i := range b.records {
-		b.refs[i] = &b.records[i]
-	}
-}
+// chunkRecords are allocated at a time. Records stay where they are while others are handed out.
+const chunkRecords = 128
 
 // next returns a record to fill in.
 func (b *burst) next() *kgo.Record {
-	b.used++
-	r := b.refs[b.used-1]
+	n := len(b.refs)
+	if n == len(b.chunks)*chunkRecords {
+		b.chunks = append(b.chunks, make([]kgo.Record, chunkRecords))
+	}
+	r := &b.chunks[n/chunkRecords][n%chunkRecords]
 	*r = kgo.Record{}
+	b.refs = append(b.refs, r)
 	return r
 }
 
@@ -158,8 +155,8 @@ func (s *sink) outputs(b *burst, r *running) ([]*kgo.Record, error) {
 	if n == 0 {
 		return nil, nil
 	}
-	b.reserve(n)
-	from := b.used
+	b.refs = slices.Grow(b.refs, n)
+	from := len(b.refs)
 	var topic string // of a run of records
 	records, bytes := 0, 0
 	for _, p := range b.parts {
@@ -179,7 +176,7 @@ func (s *sink) outputs(b *burst, r *running) ([]*kgo.Record, error) {
 		}
 	}
 	b.note(topic, records, bytes)
-	return b.refs[from:b.used:b.used], nil
+	return b.refs[from:len(b.refs):len(b.refs)], nil
 }
 
 func (s *sink) output(to *kgo.Record, o *topology.Output) error {
@@ -241,8 +238,8 @@ func (s *sink) changelog(b *burst, r *running, sealed *task.Sealed) (records []*
 	if n == 0 {
 		return nil, nil, nil
 	}
-	b.reserve(n)
-	from := b.used
+	b.refs = slices.Grow(b.refs, n)
+	from := len(b.refs)
 	err = sealed.Changes(func(c task.Change) error {
 		st := r.stores[c.Store.Name]
 		to := b.next()
@@ -260,7 +257,7 @@ func (s *sink) changelog(b *burst, r *running, sealed *task.Sealed) (records []*
 		ends[len(ends)-1].last = to
 		return nil
 	})
-	return b.refs[from:b.used:b.used], ends, err
+	return b.refs[from:len(b.refs):len(b.refs)], ends, err
 }
 
 // offsetOf returns what a store stands for once the records up to last are in its changelog.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
@@ -33,9 +34,9 @@ type rowCache struct {
 	dirty   int
 	last    int64 // number of the last update
 	step    uint64
-	undo    []rowUndo // what this Step changed, for a rollback
-	removed []byte    // keys of undo
-	flushed flushing  // memory of a flush, to be used again
+	undo    []rowUndo   // what this Step changed, for a rollback
+	removed []byte      // keys of undo
+	gone    []rowUpdate // that undo says went to the store
 	// overhead is how many bytes a key of the store has more than one here.
 	overhead int
 	// flush writes a row to the store, and forwards its change. The row is not in the cache's hands meanwhile.
@@ -89,7 +90,7 @@ type rowUndo struct {
 	value   state.Value
 	headers Headers
 	in      *Input
-	keyLen  int // of a removed one
+	n       int // the length of a removed one's key, or how many of rowCache.gone
 }
 
 type undoKind uint8
@@ -98,7 +99,7 @@ const (
 	wasAdded undoKind = iota
 	wasChanged
 	wasRemoved
-	hasGoneOn // its update went to the store
+	haveGoneOn // updates went to the store
 )
 
 // rowBytes is what a row takes beside its key, its value and what it remembers of its record, as Kafka Streams counts.
@@ -256,9 +257,12 @@ func (r *rowCache) forgetUndo() {
 		r.held.Free(r.undo[i].value)
 	}
 	clear(r.undo)
-	r.undo, r.removed = r.undo[:0], r.removed[:0]
+	r.undo, r.removed, r.gone = r.undo[:0], r.removed[:0], r.gone[:0]
 	if cap(r.undo) > mostUndo {
 		r.undo, r.removed = nil, nil
+	}
+	if cap(r.gone) > 8*mostUndo {
+		r.gone = nil
 	}
 }
 
@@ -348,7 +352,7 @@ func (r *rowCache) evict() error {
 func (r *rowCache) drop(id uint32) {
 	key := r.held.Key(id)
 	u := r.before(wasRemoved, id)
-	u.keyLen = len(key)
+	u.n = len(key)
 	r.note(u)
 	r.removed = append(r.removed, key...)
 	if r.onRemove != nil {
@@ -381,18 +385,27 @@ type flushing struct {
 
 type flushedRow struct {
 	keyLen, valueLen int // of bytes; a value of -1 is a deletion
-	row              cachedRow
+	timestamp        int64
+	cause            cause
 	headers          Headers
 	in               *Input
 }
 
+// flushes are lists to be used again, by whichever cache flushes next.
+var flushes = sync.Pool{New: func() any { return new(flushing) }}
+
 // add notes a row.
 func (f *flushing) add(r *rowCache, id uint32) {
 	key, value := r.held.Key(id), r.held.Get(id)
-	u := r.before(hasGoneOn, id)
-	row := flushedRow{len(key), len(value), u.row, u.headers, u.in}
+	row := flushedRow{keyLen: len(key), valueLen: len(value), timestamp: r.row(id).timestamp, cause: r.row(id).cause}
 	if value == nil {
 		row.valueLen = -1
+	}
+	if len(r.headers) > 0 {
+		row.headers = r.headers[id]
+	}
+	if len(r.inputs) > 0 {
+		row.in = r.inputs[id]
 	}
 	f.bytes = append(append(f.bytes, key...), value...)
 	f.rows = append(f.rows, row)
@@ -406,8 +419,15 @@ func (f *flushing) next(row *flushedRow, at int) (h heldRow, behind int) {
 		h.value = f.bytes[at : at+row.valueLen : at+row.valueLen]
 		at += row.valueLen
 	}
-	h.meta = state.Meta{Timestamp: row.row.timestamp, Headers: row.headers}
+	h.meta = state.Meta{Timestamp: row.timestamp, Headers: row.headers}
 	return h, at
+}
+
+// free gives the list back.
+func (f *flushing) free() {
+	clear(f.rows)
+	f.rows, f.bytes = f.rows[:0], f.bytes[:0]
+	flushes.Put(f)
 }
 
 // flushAll sends the updates on, the evicted row's first, if there is one, then by their order. That one, and rows that
@@ -417,20 +437,23 @@ func (r *rowCache) flushAll(evicted uint32) error {
 		return nil
 	}
 	r.forgetOvertaken()
-	f := r.flushed
-	r.flushed = flushing{} // a flush within this one has memory of its own
+	f := flushes.Get().(*flushing)
+	defer f.free()
 	if evicted != 0 {
 		f.add(r, evicted)
 		r.drop(evicted)
 	}
+	r.note(rowUndo{kind: haveGoneOn})
+	before := len(r.gone)
 	for _, u := range r.updates {
 		if r.row(u.id).update != u.number { // the evicted one
 			continue
 		}
 		f.add(r, u.id)
-		r.note(r.before(hasGoneOn, u.id))
+		r.gone = append(r.gone, u)
 		r.row(u.id).update = 0
 	}
+	r.undo[len(r.undo)-1].n = len(r.gone) - before
 	r.updates, r.dirty = r.updates[:0], 0
 	cur, at, isFlushing := r.c.cur, r.c.at, r.c.flushing
 	r.c.flushing = true
@@ -445,7 +468,7 @@ func (r *rowCache) flushAll(evicted uint32) error {
 		row := &f.rows[i]
 		h, from = f.next(row, from)
 		h.in = row.in
-		if c := row.row.cause; c.topic > 0 {
+		if c := row.cause; c.topic > 0 {
 			in = Input{
 				Topic: r.topics[c.topic-1], Partition: c.partition, Offset: c.offset, LeaderEpoch: c.leaderEpoch, Timestamp: c.timestamp,
 			}
@@ -461,10 +484,6 @@ func (r *rowCache) flushAll(evicted uint32) error {
 		if id := r.held.Find(h.key); id != 0 && r.row(id).update == 0 && r.held.Get(id) == nil {
 			r.drop(id)
 		}
-	}
-	clear(f.rows)
-	if cap(f.rows) <= mostUndo {
-		r.flushed = flushing{f.rows[:0], f.bytes[:0]}
 	}
 	return nil
 }
@@ -504,12 +523,16 @@ func (r *rowCache) takeBack(u *rowUndo) {
 		r.held.Free(r.held.Remove(u.id))
 		r.forget(u.id)
 		return
-	case hasGoneOn:
-		r.row(u.id).update = u.row.update
+	case haveGoneOn:
+		from := len(r.gone) - u.n
+		for _, g := range r.gone[from:] {
+			r.row(g.id).update = g.number
+		}
+		r.gone = r.gone[:from]
 		return
 	case wasRemoved:
-		key := r.removed[len(r.removed)-u.keyLen:]
-		r.removed = r.removed[:len(r.removed)-u.keyLen]
+		key := r.removed[len(r.removed)-u.n:]
+		r.removed = r.removed[:len(r.removed)-u.n]
 		r.add(key)
 	}
 	r.held.Restore(u.id, u.value)
