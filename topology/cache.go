@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
@@ -391,8 +390,8 @@ type flushedRow struct {
 	in               *Input
 }
 
-// flushes are lists to be used again, by whichever cache flushes next.
-var flushes = sync.Pool{New: func() any { return new(flushing) }}
+// mostFlushed is how many rows an outbox has memory for from one flush to the next.
+const mostFlushed = 1 << 16
 
 // add notes a row.
 func (f *flushing) add(r *rowCache, id uint32) {
@@ -423,11 +422,13 @@ func (f *flushing) next(row *flushedRow, at int) (h heldRow, behind int) {
 	return h, at
 }
 
-// free gives the list back.
-func (f *flushing) free() {
+// free returns the list's memory, if it is not too much.
+func (f *flushing) free() flushing {
+	if cap(f.rows) > mostFlushed {
+		return flushing{}
+	}
 	clear(f.rows)
-	f.rows, f.bytes = f.rows[:0], f.bytes[:0]
-	flushes.Put(f)
+	return flushing{f.rows[:0], f.bytes[:0]}
 }
 
 // flushAll sends the updates on, the evicted row's first, if there is one, then by their order. That one, and rows that
@@ -437,8 +438,10 @@ func (r *rowCache) flushAll(evicted uint32) error {
 		return nil
 	}
 	r.forgetOvertaken()
-	f := flushes.Get().(*flushing)
-	defer f.free()
+	out := r.c.out
+	f := out.flushing
+	out.flushing = flushing{} // a flush within this one has memory of its own
+	defer func() { out.flushing = f.free() }()
 	if evicted != 0 {
 		f.add(r, evicted)
 		r.drop(evicted)

@@ -42,8 +42,9 @@ func (o *Output) Operator() string { return nodeName(o.node) }
 
 // Outbox collects what a chain writes to topics, until it is committed.
 type Outbox struct {
-	Records []Output
-	arena   arena
+	Records  []Output
+	arena    arena
+	flushing flushing // memory for what a record cache sends on
 }
 
 // Reset empties the outbox and takes its memory back: nobody may hold a record of it any more.
