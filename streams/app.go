@@ -52,6 +52,7 @@ type App struct {
 	cluster   *cluster
 	limits    *limits
 	fencer    *fencer
+	mender    *mender
 	group     group
 	source    *fetcher
 	restores  *restorer

@@ -69,6 +69,7 @@ type fencer struct {
 	client      *kgo.Client
 	application string
 	timeout     time.Duration // transaction.timeout.ms
+	mender      *mender       // is told what is ended; nil: there is none
 }
 
 // own initialises every transactional id that the first so many workers of an identity can have used, so that what an
@@ -151,13 +152,18 @@ func (f *fencer) fence(ctx context.Context, ids []string) error {
 }
 
 func (f *fencer) fenceOne(ctx context.Context, version transactionVersion, id string) error {
+	after := func() {}
 	err := version.prepare(ctx, f.client, f.application, id)
+	if err == nil && f.mender != nil {
+		after = f.mender.before(ctx, f.client, id)
+	}
 	if err == nil {
 		_, err = initProducer(ctx, f.client, id, f.timeout)
 	}
 	if err != nil {
 		return fmt.Errorf("fence transactional id %s: %w", id, version.explain(err))
 	}
+	after()
 	return nil
 }
 

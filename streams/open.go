@@ -34,6 +34,7 @@ type openJob struct {
 const (
 	firstUnstable = 20 * time.Millisecond
 	lastUnstable  = 250 * time.Millisecond
+	longUnstable  = 2 * time.Second // what is open then may be hanging
 	lastingWait   = 2 * time.Second // between tries, once brokers do not answer for long, or a topic is gone
 )
 
@@ -180,6 +181,9 @@ func (j *openJob) committed(ctx context.Context) (map[topicPartition]committedOf
 		open := time.Since(began)
 		if open >= lastUnstable {
 			j.app.fence(ctx)
+		}
+		if open >= longUnstable {
+			j.app.mender.poke()
 		}
 		if !told && open > 2*j.app.config.TransactionTimeout {
 			told = true

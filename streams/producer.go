@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,7 @@ type producerConfig struct {
 	timeout     time.Duration // transaction.timeout.ms, and of each request with all its tries
 	patience    time.Duration // of a try; 0: timeout
 	options     []kgo.Opt     // seeds, dialer, TLS, SASL, client id; the producers' own come after them
+	mender      *mender       // is told of commits and of lost connections; nil: there is none
 }
 
 // newProducers returns producers without a client. answer is called once for each effect, from any goroutine, and must
@@ -98,6 +100,11 @@ func (p *producers) launch(s slot) *producer {
 	c := &producer{producers: p, slot: s, ctx: ctx, cancel: cancel, effects: newInbox[effect]()}
 	if s != slotPlain {
 		c.id = transactionalID{p.cfg.application, p.cfg.identity, p.cfg.worker, s.String()}.String()
+		c.wire.lost = func() {
+			if p.cfg.mender != nil && ctx.Err() == nil {
+				p.cfg.mender.poke()
+			}
+		}
 	}
 	p.closing.Go(c.run)
 	return c
@@ -194,6 +201,10 @@ func (c *producer) start() error {
 	if err := version.prepare(ctx, c.client, c.cfg.application, c.id); err != nil {
 		return err
 	}
+	after := func() {}
+	if c.cfg.mender != nil {
+		after = c.cfg.mender.before(ctx, c.client, c.id)
+	}
 	before := c.wire.count(kmsg.InitProducerID)
 	if c.slot == slotOffsets {
 		c.current, err = initProducer(ctx, c.client, c.id, c.cfg.timeout)
@@ -202,6 +213,9 @@ func (c *producer) start() error {
 	}
 	if tries, unanswered := c.wire.count(kmsg.InitProducerID).since(before); ctx.Err() != nil && tries > unanswered {
 		return fmt.Errorf("%w: %w", errBusyID, err)
+	}
+	if err == nil {
+		after()
 	}
 	return version.explain(err)
 }
@@ -477,7 +491,18 @@ func (c *producer) end() error {
 		return errors.Join(kerr.OperationNotAttempted, err)
 	}
 	c.begun = false
-	return c.client.EndTransaction(c.ctx, kgo.TryCommit)
+	err := c.client.EndTransaction(c.ctx, kgo.TryCommit)
+	if err == nil {
+		c.committed()
+	}
+	return err
+}
+
+// committed notes that the transaction was committed.
+func (c *producer) committed() {
+	if c.cfg.mender != nil {
+		c.cfg.mender.note(c.current, true)
+	}
 }
 
 // endRaw commits the transaction that consists of raw requests.
@@ -492,6 +517,7 @@ func (c *producer) endRaw() error {
 	if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
 		return err
 	}
+	c.committed()
 	if resp.Version >= 5 && resp.ProducerID >= 0 {
 		c.current = producerEpoch{resp.ProducerID, resp.ProducerEpoch}
 	}
@@ -502,6 +528,7 @@ func (c *producer) endRaw() error {
 // became of the first try decides how far the answer to the last can be trusted.
 type wire struct {
 	written, answered [kmsg.TxnOffsetCommit + 1]atomic.Int64
+	lost              func() // is called when a connection is gone; nil: nobody wants to know
 }
 
 type wireCount struct{ written, answered int64 }
@@ -526,5 +553,12 @@ func (w *wire) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, bytes int, _, _ ti
 func (w *wire) OnBrokerRead(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, err error) {
 	if int(key) < len(w.answered) && err == nil {
 		w.answered[key].Add(1)
+	}
+}
+
+// OnBrokerDisconnect is called by the client when a connection is gone.
+func (w *wire) OnBrokerDisconnect(kgo.BrokerMetadata, net.Conn) {
+	if w.lost != nil {
+		w.lost()
 	}
 }

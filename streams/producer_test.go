@@ -267,7 +267,9 @@ func (b *bench) wantOffset(next int64) {
 	}
 }
 
-func (b *bench) fencer() *fencer { return &fencer{b.client, b.app, 10 * time.Second} }
+func (b *bench) fencer() *fencer {
+	return &fencer{client: b.client, application: b.app, timeout: 10 * time.Second}
+}
 
 // openTxns returns the application's transactional ids whose transactions are open.
 func (b *bench) openTxns() []string {

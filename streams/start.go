@@ -64,7 +64,8 @@ func (a *App) connect(ctx context.Context) error {
 	}
 	a.cluster = newCluster(a.admin, a.config.ApplicationID)
 	a.limits = newLimits(a.admin, a.config.TransactionTimeout, a.log)
-	a.fencer = &fencer{client: a.admin, application: a.config.ApplicationID, timeout: a.config.TransactionTimeout}
+	a.mender = newMender(a.client("mender"), a.config.ApplicationID, a.writable, a.log)
+	a.fencer = &fencer{client: a.admin, application: a.config.ApplicationID, timeout: a.config.TransactionTimeout, mender: a.mender}
 	return nil
 }
 
@@ -238,12 +239,27 @@ func (a *App) launch(plan *topology.Plan) {
 	a.replicas.source.start(a.life)
 	a.serving.Go(func() { a.cluster.run(a.life) })
 	a.serving.Go(func() { a.purger.run(a.life) })
+	a.serving.Go(func() { a.mender.run(a.life) })
 	a.serving.Go(func() { a.flush(a.life) })
 	var crew []*worker
 	for i := range a.config.Workers {
 		crew = append(crew, a.hire(i, a.config.Workers))
 	}
 	a.workers.Store(&crew)
+}
+
+// writable returns the topics that the application may write to, with the number of their partitions: those that it knows, and
+// the one of the group's offsets.
+func (a *App) writable(ctx context.Context) map[string]int {
+	topics := map[string]int{}
+	for name, t := range *a.cluster.topics.Load() {
+		topics[name] = len(t.leaders)
+	}
+	const offsets = "__consumer_offsets"
+	if t, err := a.cluster.topic(ctx, offsets); err == nil && t != nil {
+		topics[offsets] = len(t.leaders)
+	}
+	return topics
 }
 
 // hire makes one of n workers, with a producer.
@@ -254,6 +270,7 @@ func (a *App) hire(i, n int) *worker {
 		timeout: a.config.TransactionTimeout, patience: a.config.patience(),
 		// it does not read or write, so it need not know so soon where partitions are
 		options: append(a.config.clientOptions(fmt.Sprintf("producer-%d", i)), kgo.ProducerBatchMaxBytesFn(a.limits.batch)),
+		mender:  a.mender,
 	}, func(an answer) { w.inbox.put(answered{an}) })
 	return w
 }
