@@ -154,7 +154,7 @@ func (f *fencer) fence(ctx context.Context, ids []string) error {
 func (f *fencer) fenceOne(ctx context.Context, version transactionVersion, id string) error {
 	after := func() {}
 	err := version.prepare(ctx, f.client, f.application, id)
-	if err == nil && f.mender != nil {
+	if err == nil && f.mender != nil && !version.legacy() {
 		after = f.mender.before(ctx, f.client, id)
 	}
 	if err == nil {

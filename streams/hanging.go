@@ -27,7 +27,7 @@ type mender struct {
 	ended map[int64][]ending // the last of each producer id
 }
 
-// ending is how the transaction of an epoch ended. Above transaction.version 1 each has an epoch of its own.
+// ending is how the transaction of an epoch ended.
 type ending struct {
 	epoch  int16
 	commit bool
@@ -51,7 +51,7 @@ func (m *mender) poke() {
 // mostEnded is how many transactions of a producer are remembered.
 const mostEnded = 16
 
-// note remembers how a transaction ended.
+// note remembers how a transaction ended, at transaction.version 2.
 func (m *mender) note(p producerEpoch, commit bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -68,7 +68,7 @@ func (m *mender) noted(p producerEpoch) (commit, known bool) {
 }
 
 // before is called before a transactional id is initialised, which has its coordinator forget how the last transaction ended.
-// What it returns is called when that has succeeded.
+// What it returns is called when that has succeeded. Of a transaction that is open nothing is known: its owner may end it yet.
 func (m *mender) before(ctx context.Context, client *kgo.Client, id string) (after func()) {
 	t, err := describeTransaction(ctx, client, id)
 	last := producerEpoch{t.ProducerID, t.ProducerEpoch - 1}
@@ -78,8 +78,6 @@ func (m *mender) before(ctx context.Context, client *kgo.Client, id string) (aft
 		return func() { m.note(last, true); m.poke() }
 	case t.State == "PrepareAbort", t.State == "CompleteAbort":
 		return func() { m.note(last, false); m.poke() }
-	case t.State == "Ongoing":
-		return func() { m.note(producerEpoch{t.ProducerID, t.ProducerEpoch}, false); m.poke() }
 	}
 	return func() {}
 }
@@ -118,10 +116,14 @@ type openTransaction struct {
 	start       int64
 }
 
-// sweep ends what hangs. Where nothing can be found out, nothing is done; the error is of what could not be ended.
+// sweep ends what hangs. Where nothing can be found out, nothing is done; the error is of what could not be ended. Below
+// transaction.version 2 several transactions have one epoch, and cannot be told apart.
 func (m *mender) sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	if version, err := askTransactionVersion(ctx, m.client); err != nil || version.legacy() {
+		return nil
+	}
 	open := m.open(ctx, m.topics(ctx))
 	states := m.states(ctx, open)
 	topics := map[string]int{} // of transactions that are over
@@ -145,7 +147,7 @@ func (m *mender) sweep(ctx context.Context) error {
 }
 
 // outcome says whether a transaction was committed, if that is known for certain and its coordinator has no more to do.
-// The epoch is raised as a transaction ends; at transaction.version 0 and 1 it is not, and nothing can be told apart.
+// The epoch is raised as a transaction ends, at transaction.version 2.
 func (m *mender) outcome(of kmsg.DescribeTransactionsResponseTransactionState, p producerEpoch) (commit, known bool) {
 	if of.ProducerID != p.id || of.ProducerEpoch <= p.epoch {
 		return false, false

@@ -202,7 +202,7 @@ func (c *producer) start() error {
 		return err
 	}
 	after := func() {}
-	if c.cfg.mender != nil {
+	if c.cfg.mender != nil && !version.legacy() {
 		after = c.cfg.mender.before(ctx, c.client, c.id)
 	}
 	before := c.wire.count(kmsg.InitProducerID)
@@ -500,7 +500,7 @@ func (c *producer) end() error {
 
 // committed notes that the transaction was committed.
 func (c *producer) committed() {
-	if c.cfg.mender != nil {
+	if c.cfg.mender != nil && !c.legacy.Load() {
 		c.cfg.mender.note(c.current, true)
 	}
 }
