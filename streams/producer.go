@@ -153,12 +153,15 @@ func (c *producer) carryOut(e effect) {
 		return
 	}
 	key, request := c.request(e)
-	before := c.wire.count(key)
+	before, current := c.wire.count(key), c.current
 	err := request()
 	a := answer{op: e.op, err: err, legacy: c.legacy.Load()}
 	a.tries, a.unanswered = c.wire.count(key).since(before)
 	if e.do == doEnd && err == nil && a.tries == 0 {
 		a.err = fmt.Errorf("transaction %s: the client found nothing in it: %w", c.id, kerr.OperationNotAttempted)
+	}
+	if e.do == doEnd && a.err == nil && c.cfg.mender != nil && !c.legacy.Load() {
+		c.cfg.mender.note(current, true)
 	}
 	c.answer(a)
 }
@@ -491,18 +494,7 @@ func (c *producer) end() error {
 		return errors.Join(kerr.OperationNotAttempted, err)
 	}
 	c.begun = false
-	err := c.client.EndTransaction(c.ctx, kgo.TryCommit)
-	if err == nil {
-		c.committed()
-	}
-	return err
-}
-
-// committed notes that the transaction was committed.
-func (c *producer) committed() {
-	if c.cfg.mender != nil && !c.legacy.Load() {
-		c.cfg.mender.note(c.current, true)
-	}
+	return c.client.EndTransaction(c.ctx, kgo.TryCommit)
 }
 
 // endRaw commits the transaction that consists of raw requests.
@@ -517,7 +509,6 @@ func (c *producer) endRaw() error {
 	if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
 		return err
 	}
-	c.committed()
 	if resp.Version >= 5 && resp.ProducerID >= 0 {
 		c.current = producerEpoch{resp.ProducerID, resp.ProducerEpoch}
 	}

@@ -71,7 +71,7 @@ func (b *burst) drop(r *running) {
 func (b *burst) reset() {
 	b.out.Reset()
 	clear(b.parts)
-	if n := len(b.chunks); len(b.refs) < n*chunkRecords/4 {
+	if n := len(b.chunks); n > 1 && len(b.refs) < n*chunkRecords/4 {
 		b.chunks = slices.Delete(b.chunks, n/2, n)
 	}
 	b.parts, b.bytes, b.count, b.refs, b.sent = b.parts[:0], 0, 0, b.refs[:0], b.sent[:0]
