@@ -48,13 +48,16 @@ func (m *mender) poke() {
 	}
 }
 
-// mostEnded is how many transactions of a producer are remembered.
-const mostEnded = 16
+// How many transactions of a producer are remembered, and of how many producers: an id lasts for 32,767 transactions.
+const mostEnded, mostProducers = 16, 1000
 
 // note remembers how a transaction ended, at transaction.version 2.
 func (m *mender) note(p producerEpoch, commit bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(m.ended) == mostProducers {
+		clear(m.ended)
+	}
 	list := append(m.ended[p.id], ending{p.epoch, commit})
 	m.ended[p.id] = list[max(0, len(list)-mostEnded):]
 }
