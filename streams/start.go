@@ -64,7 +64,7 @@ func (a *App) connect(ctx context.Context) error {
 	}
 	a.cluster = newCluster(a.admin, a.config.ApplicationID)
 	a.limits = newLimits(a.admin, a.config.TransactionTimeout, a.log)
-	a.mender = newMender(a.client("mender"), a.config.ApplicationID, a.writable, a.log)
+	a.mender = newMender(a.admin, a.config.ApplicationID, a.writable, a.log)
 	a.fencer = &fencer{client: a.admin, application: a.config.ApplicationID, timeout: a.config.TransactionTimeout, mender: a.mender}
 	return nil
 }
