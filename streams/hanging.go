@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -75,14 +76,20 @@ func (m *mender) noted(p producerEpoch) (commit, known bool) {
 func (m *mender) before(ctx context.Context, client *kgo.Client, id string) (after func()) {
 	t, err := describeTransaction(ctx, client, id)
 	last := producerEpoch{t.ProducerID, t.ProducerEpoch - 1}
-	switch {
-	case err != nil:
-	case t.State == "PrepareCommit", t.State == "CompleteCommit":
-		return func() { m.note(last, true); m.poke() }
-	case t.State == "PrepareAbort", t.State == "CompleteAbort":
-		return func() { m.note(last, false); m.poke() }
+	if err != nil {
+		return func() {}
 	}
-	return func() {}
+	return func() {
+		switch t.State {
+		case "PrepareCommit", "CompleteCommit":
+			m.note(last, true)
+		case "PrepareAbort", "CompleteAbort":
+			m.note(last, false)
+		}
+		if strings.HasPrefix(t.State, "Prepare") { // else it is over for long, most likely
+			m.poke()
+		}
+	}
 }
 
 // run looks several times after each poke, until ctx ends.
