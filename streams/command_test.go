@@ -209,7 +209,7 @@ func TestCompletion(t *testing.T) {
 	}
 	bash, err := exec.LookPath("bash")
 	if err != nil {
-		t.Skip("bash is not found: install it, since it completes the commands here")
+		t.Skip("run it where bash is installed, which completes the commands here")
 	}
 	for line, want := range map[string]string{"app desc": "describe", "app describe --js": "--json"} {
 		words := strings.Fields(line)

@@ -22,7 +22,7 @@ func resident(t *testing.T) float64 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		t.Skip("to read the memory of a process, run it on a system that has /proc/self/status, as Linux does:", err)
+		t.Skip("run it on a system that has /proc/self/status, as Linux does:", err)
 	}
 	for line := range strings.Lines(string(b)) {
 		var kb float64
