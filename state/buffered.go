@@ -384,14 +384,14 @@ func (b *Buffered) Apply(f *Frozen, o Offset, maxBytes int) (done bool, err erro
 	return done, nil
 }
 
-// Discard drops the open buffer and the frozen one that is not sure. What is sure stays, to be applied.
+// Discard drops the open buffer and the frozen one that is not sure. What is sure stays, to be applied. Whoever still
+// reads the frozen one may go on.
 func (b *Buffered) Discard() {
 	b.endScans()
 	b.undos = b.undos[:0]
 	b.saved, b.stepChanges, b.stepRanges = false, 0, nil
 	b.recycle(b.open)
 	for n := len(b.frozen); n > 0 && !b.frozen[n-1].sure; n-- {
-		b.recycle(b.frozen[n-1])
 		b.frozen = b.frozen[:n-1]
 	}
 	b.open = b.newBuffer()

@@ -169,15 +169,25 @@ type batch struct {
 	owners []owner
 }
 
-// contribution is what one task adds to a batch. Once the batch is confirmed, each record carries the offset that the
-// broker gave it; the leader epoch it does not say. A record may be reused when the batch was confirmed; never after it
-// was discarded, because a client that is being closed may still read it.
+// contribution is what one task adds to a batch. What its records are made of may be used again when the batch was
+// confirmed; never after it was discarded, because a client that is being closed may still read it.
 type contribution struct {
 	owner
-	outputs   []*kgo.Record
-	changelog []*kgo.Record // the last value of each dirty key; a nil value is a delete
-	offsets   []offset      // of each input partition of the task, moved or not
-	lost      bool          // when applied: the task is no longer owned, leave its stores alone
+	outputs   run      // nil: none
+	changelog run      // the last value of each dirty key; nil: none
+	offsets   []offset // of each input partition of the task, moved or not
+	lost      bool     // when applied: the task is no longer owned, leave its stores alone
+}
+
+// run is records of one task that go out together, at least one. They are made one by one while they are sent, so that
+// no more of them exist at a time than a client holds.
+type run interface {
+	// count is how many they are.
+	count() int
+	// each makes each of them and hands it to send. It is called once, by a goroutine of a producer.
+	each(send func(*kgo.Record))
+	// acked takes a record that the broker has, and its offset, back from the client. Calls come one after the other.
+	acked(r *kgo.Record)
 }
 
 // offset is the next offset to read of an input partition, with the metadata committed beside it.
@@ -189,10 +199,10 @@ type offset struct {
 	metadata    string
 }
 
-// ahead is a run of records that go out before their buffer is sealed.
+// ahead is records that go out before their buffer is sealed.
 type ahead struct {
 	seq     uint64
-	records []*kgo.Record
+	records run
 }
 
 // sending is a send that is not acknowledged yet.
@@ -221,12 +231,12 @@ type effect struct {
 	do      deed
 	op      uint64
 	slot    slot
-	records [][]*kgo.Record // doSend
-	batch   *batch          // doOffsets, doApply; doRebuild: may be nil
-	cause   cause           // doSeal
-	member  *membership     // doOffsets
-	tail    bool            // doRebuild: the batch may be committed, read the changelogs to their end
-	failure                 // doRebuild, doWarn: why; hopeless: going on will not help before someone has acted
+	records []run       // doSend
+	batch   *batch      // doOffsets, doApply; doRebuild: may be nil
+	cause   cause       // doSeal
+	member  *membership // doOffsets
+	tail    bool        // doRebuild: the batch may be committed, read the changelogs to their end
+	failure             // doRebuild, doWarn: why; hopeless: going on will not help before someone has acted
 }
 
 // answer is what became of an effect.
@@ -289,7 +299,7 @@ func (c *committer) spoil(err error) {
 
 // ahead takes records of the open buffer that are to go out before it is sealed: under exactly-once those of one step
 // that exceeds the bound, at-least-once all outputs as they arise.
-func (c *committer) ahead(o owner, records []*kgo.Record) {
+func (c *committer) ahead(o owner, records run) {
 	c.queue = append(c.queue, ahead{c.seq + 1, records})
 	if c.cfg.exactlyOnce && !slices.Contains(c.early, o) {
 		c.early = append(c.early, o)
@@ -322,7 +332,7 @@ func (c *committer) sealed(now time.Time, why cause, b *batch) {
 	b.owners = slices.Clone(c.early)
 	for _, t := range b.contributions {
 		b.owners = append(b.owners, t.owner)
-		if !c.cfg.exactlyOnce && len(t.outputs) > 0 {
+		if !c.cfg.exactlyOnce && t.outputs != nil {
 			c.queue = append(c.queue, ahead{b.seq, t.outputs})
 		}
 	}
@@ -420,7 +430,7 @@ func (c *committer) sendAhead(now time.Time) (effect, bool) {
 }
 
 // take removes the queued records of buffer seq, which are the first, and returns them.
-func (c *committer) take(seq uint64) (records [][]*kgo.Record) {
+func (c *committer) take(seq uint64) (records []run) {
 	for len(c.queue) > len(records) && c.queue[len(records)].seq == seq {
 		records = append(records, c.queue[len(records)].records)
 	}
@@ -492,24 +502,24 @@ func (c *committer) advanceSealed(now time.Time, l load) (effect, bool) {
 }
 
 // toSend returns what goes into the transaction of b: all records, or at-least-once those of the changelog.
-func (c *committer) toSend(b *batch) (records [][]*kgo.Record) {
+func (c *committer) toSend(b *batch) (records []run) {
 	if c.cfg.exactlyOnce {
 		records = c.take(b.seq)
 		for _, t := range b.contributions {
-			if len(t.outputs) > 0 {
+			if t.outputs != nil {
 				records = append(records, t.outputs)
 			}
 		}
 	}
 	for _, t := range b.contributions {
-		if len(t.changelog) > 0 {
+		if t.changelog != nil {
 			records = append(records, t.changelog)
 		}
 	}
 	return records
 }
 
-func (c *committer) send(now time.Time, to slot, seq uint64, records [][]*kgo.Record) effect {
+func (c *committer) send(now time.Time, to slot, seq uint64, records []run) effect {
 	if to != slotPlain && !c.begun {
 		c.begun, c.slot, c.deadline = true, to, now.Add(c.cfg.txnTimeout)
 	}
@@ -627,7 +637,7 @@ func (c *committer) turn(seq uint64) slot {
 func (c *committer) slotOf(b *batch) slot {
 	records := c.begun || c.cfg.exactlyOnce && c.queued(b.seq)
 	for _, t := range b.contributions {
-		records = records || len(t.changelog) > 0 || c.cfg.exactlyOnce && len(t.outputs) > 0
+		records = records || t.changelog != nil || c.cfg.exactlyOnce && t.outputs != nil
 	}
 	switch {
 	case c.plain:

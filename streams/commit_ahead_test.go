@@ -4,8 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
-
 	"github.com/eddyline/eddyline/streams/task"
 )
 
@@ -28,10 +26,10 @@ func TestCommitAheadWhileSending(t *testing.T) {
 	c.opened, now = now, now.Add(time.Second)
 	next(doSeal, slotFirst)
 	o := owner{id, 1}
-	c.sealed(now, causeInterval, &batch{contributions: []contribution{{owner: o, changelog: []*kgo.Record{{}}}}})
+	c.sealed(now, causeInterval, &batch{contributions: []contribution{{owner: o, changelog: givenRun{{}}}}})
 	answer(next(doStart, slotFirst))
 	changelog := next(doSend, slotFirst)
-	c.ahead(o, []*kgo.Record{{}})
+	c.ahead(o, givenRun{{}})
 	answer(next(doStart, slotPlain))
 	answer(next(doSend, slotPlain))
 	answer(changelog)

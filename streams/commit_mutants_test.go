@@ -36,9 +36,9 @@ var commitMutants = []mutant{
 			"	case c.op == 0:\n		c.deadline = now.Add(c.cfg.txnTimeout)\n",
 	},
 	{
-		"a changelog record skipped",
-		"records = append(records, t.changelog)",
-		"records = append(records, t.changelog[:len(t.changelog)-1])",
+		"a changelog of one record skipped",
+		"if t.changelog != nil {",
+		"if t.changelog != nil && t.changelog.count() > 1 {",
 	},
 	{
 		"no answer to EndTxn taken for an abort",

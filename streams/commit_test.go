@@ -19,6 +19,27 @@ import (
 	"github.com/eddyline/eddyline/streams/task"
 )
 
+// givenRun is a run of records that are there already.
+type givenRun []*kgo.Record
+
+func (l givenRun) count() int { return len(l) }
+
+func (l givenRun) each(send func(*kgo.Record)) {
+	for _, r := range l {
+		send(r)
+	}
+}
+
+func (l givenRun) acked(*kgo.Record) {}
+
+// runOf returns the run of some records, nil of none.
+func runOf(records []*kgo.Record) run {
+	if len(records) == 0 {
+		return nil
+	}
+	return givenRun(records)
+}
+
 // The tests here run the machine against brokerModel. A small application counts the keys of two input partitions, a
 // task each; world plays its worker, its clients and the network between, and another member of the group that takes
 // tasks over. A fault is put at a chosen request, or at random ones; then input is processed to its end, and what the
@@ -409,7 +430,7 @@ func (w *world) emit(t *taskModel, out []entry) {
 			Topic: p.topic, Partition: p.n, Key: []byte(e.key), Value: []byte(e.value),
 		})
 		if !w.mode.exactlyOnce || n < len(out)-1 {
-			w.m.ahead(t.owner, t.outputs)
+			w.m.ahead(t.owner, runOf(t.outputs))
 			t.outputs, t.sentAhead = nil, true
 			w.work(true)
 		}
@@ -455,13 +476,15 @@ func (w *world) seal() *batch {
 		if t == nil || !t.moved {
 			continue
 		}
-		c := contribution{owner: t.owner, outputs: t.outputs}
+		c := contribution{owner: t.owner, outputs: runOf(t.outputs)}
+		var changelog []*kgo.Record
 		for _, key := range slices.Sorted(maps.Keys(t.open)) {
 			p := changelogOf(id)
-			c.changelog = append(c.changelog, &kgo.Record{
+			changelog = append(changelog, &kgo.Record{
 				Topic: p.topic, Partition: p.n, Key: []byte(key), Value: []byte(strconv.Itoa(t.open[key])),
 			})
 		}
+		c.changelog = runOf(changelog)
 		in := inputOf(id)
 		c.offsets = []offset{{topic: in.topic, partition: in.n, next: t.next, leaderEpoch: -1}}
 		t.frozen, t.open, t.outputs, t.moved, t.sentAhead = t.open, map[string]int{}, nil, false, false
@@ -491,9 +514,11 @@ func (w *world) apply(b *batch) {
 			continue
 		}
 		s := w.storeOf(c.task)
-		for _, r := range c.changelog {
-			s.counts[string(r.Key)], _ = strconv.Atoi(string(r.Value))
-			s.next = max(s.next, r.Offset+1)
+		if c.changelog != nil {
+			c.changelog.each(func(r *kgo.Record) {
+				s.counts[string(r.Key)], _ = strconv.Atoi(string(r.Value))
+				s.next = max(s.next, r.Offset+1)
+			})
 		}
 		if t := w.tasks[c.task]; t != nil {
 			t.frozen = nil
@@ -677,18 +702,18 @@ func (w *world) startClient(s slot) error {
 	return nil
 }
 
-func (w *world) produce(id string, producer int64, epoch int16, runs [][]*kgo.Record, half bool) error {
+func (w *world) produce(id string, producer int64, epoch int16, runs []run, half bool) error {
 	records := map[partition][]entry{}
 	n := 0
 	for _, run := range runs {
-		for _, r := range run {
+		run.each(func(r *kgo.Record) {
 			if n++; half && n > 1 {
-				continue
+				return
 			}
 			p := partition{r.Topic, r.Partition}
 			r.Offset = int64(len(w.broker.logs[p]) + len(records[p]))
 			records[p] = append(records[p], entry{key: string(r.Key), value: string(r.Value)})
-		}
+		})
 	}
 	return w.broker.produce(id, producer, epoch, records)
 }
@@ -1126,7 +1151,7 @@ func (s *solo) seal(why cause) {
 		s.t.Fatalf("sealed because of %v, want %v", e.cause, why)
 	}
 	s.m.sealed(s.now, e.cause, &batch{contributions: []contribution{{
-		owner: owner{tasks[0], 1}, outputs: []*kgo.Record{{Topic: "out"}}, changelog: []*kgo.Record{{Topic: "changelog"}},
+		owner: owner{tasks[0], 1}, outputs: givenRun{{Topic: "out"}}, changelog: givenRun{{Topic: "changelog"}},
 		offsets: []offset{{topic: "in", next: 1}},
 	}}})
 }
@@ -1299,8 +1324,8 @@ func TestCommitWithoutTransactionsWaitsForHeartbeat(t *testing.T) {
 	s.now = s.now.Add(4 * time.Second)
 	s.next(0, load{})
 	s.joined(7)
-	if e := s.do(doSend); e.slot != slotPlain || e.records[0][0].Topic != "changelog" {
-		t.Errorf("sent %v on producer %v", e.records[0][0].Topic, e.slot)
+	if e := s.do(doSend); e.slot != slotPlain || e.records[0].(givenRun)[0].Topic != "changelog" {
+		t.Errorf("sent %v on producer %v", e.records[0].(givenRun)[0].Topic, e.slot)
 	}
 	s.do(doOffsets)
 	s.do(doApply)
@@ -1347,7 +1372,7 @@ func TestCommitBurst(t *testing.T) {
 	for range 100 {
 		e := s.next(doSeal, full)
 		s.m.sealed(s.now, e.cause, &batch{contributions: []contribution{{
-			owner: owner{tasks[0], 1}, outputs: []*kgo.Record{{Topic: "out"}},
+			owner: owner{tasks[0], 1}, outputs: givenRun{{Topic: "out"}},
 		}}})
 		for s.m.state != commitOpen {
 			if e, ok := s.m.advance(s.now, load{}); ok {

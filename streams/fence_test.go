@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
-	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 func TestParseTransactionalID(t *testing.T) {
@@ -89,7 +88,7 @@ func TestFenceDeparted(t *testing.T) {
 		for n, p := range []*producers{live, gone, other} {
 			b.producers = p
 			b.must(effect{do: doStart, slot: slotSecond})
-			b.must(effect{do: doSend, slot: slotSecond, records: [][]*kgo.Record{b.records(b.out, n, 1)}})
+			b.must(effect{do: doSend, slot: slotSecond, records: runs(b.records(b.out, n, 1))})
 		}
 		fenced, err := b.fencer().departed(b.Context(), map[string]bool{live.cfg.identity: true})
 		want := transactionalID{b.app, gone.cfg.identity, 0, "1"}.String()
@@ -104,7 +103,7 @@ func TestFenceDeparted(t *testing.T) {
 			b.Error("the departed member could still write")
 		}
 		b.producers = live
-		b.must(effect{do: doSend, slot: slotSecond, records: [][]*kgo.Record{b.records(b.out, 2, 1)}})
+		b.must(effect{do: doSend, slot: slotSecond, records: runs(b.records(b.out, 2, 1))})
 	})
 }
 
@@ -114,7 +113,7 @@ func TestFenceOwn(t *testing.T) {
 		b.must(effect{do: doStart, slot: slotOffsets})
 		b.must(effect{do: doOffsets, slot: slotOffsets, batch: b.batch(5), member: b.member})
 		b.must(effect{do: doStart, slot: slotFirst})
-		b.must(effect{do: doSend, slot: slotFirst, records: [][]*kgo.Record{b.records(b.out, 0, 1)}})
+		b.must(effect{do: doSend, slot: slotFirst, records: runs(b.records(b.out, 0, 1))})
 		if err := b.fencer().own(b.Context(), b.producers.cfg.identity, 2); err != nil {
 			b.Fatal(err)
 		}

@@ -478,7 +478,7 @@ func (w *workerMeter) delivered(b *burst, now time.Time) {
 		n := p.to - p.from
 		step := (n + samples - 1) / samples
 		for i := p.from; i < p.to; i += step {
-			o := &b.out.Records[i]
+			o := b.out.At(i)
 			w.since(o.Operator()).observe(now.Sub(time.UnixMilli(o.Timestamp)), uint64(min(step, p.to-i)))
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"slices"
 	"sync"
@@ -245,6 +244,9 @@ func (c *producer) connect() (transactionVersion, error) {
 	}
 }
 
+// mostBuffered is how many records a client holds at a time: enough for some full batches, few beside the caches.
+const mostBuffered = 1 << 15
+
 // options are those of the client. Offsets are committed by topic name, which the newest versions of these requests do
 // without; below transaction.version 2 a group has to be added to the transaction, which version 5 takes for granted.
 func (c *producer) options(legacy bool) []kgo.Opt {
@@ -263,7 +265,7 @@ func (c *producer) options(legacy bool) []kgo.Opt {
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
 		kgo.ProducerLinger(0),
-		kgo.MaxBufferedRecords(math.MaxInt), // the committer bounds what is buffered
+		kgo.MaxBufferedRecords(mostBuffered),
 		kgo.UnknownTopicRetries(20),
 		kgo.RequestTimeoutOverhead(patience),
 		kgo.ProduceRequestTimeout(patience / 2), // for the replicas, in addition
@@ -306,13 +308,11 @@ func (c *producer) send(e effect) {
 	s.cancel = cancel
 	s.epoch = c.current
 	for _, run := range e.records {
-		s.left.Add(int64(len(run)))
+		s.left.Add(int64(run.count()))
 	}
-	promise := s.done
 	for _, run := range e.records {
-		for _, r := range run {
-			c.client.Produce(ctx, r, promise)
-		}
+		promise := func(r *kgo.Record, err error) { s.done(run, r, err) }
+		run.each(func(r *kgo.Record) { c.client.Produce(ctx, r, promise) })
 	}
 }
 
@@ -344,9 +344,9 @@ type transmission struct {
 	err           error // written once, before left gets to zero
 }
 
-// done is called for each record. A client whose id failed in some ways asks for another and goes on in the middle of a
+// done is called for each record of a run, in one goroutine. A client whose id failed in some ways asks for another and goes on in the middle of a
 // transaction, which leaves out what was acknowledged before: such an acknowledgement counts as none.
-func (s *transmission) done(r *kgo.Record, err error) {
+func (s *transmission) done(run run, r *kgo.Record, err error) {
 	switch {
 	case err != nil:
 	case r.Offset < 0:
@@ -354,7 +354,9 @@ func (s *transmission) done(r *kgo.Record, err error) {
 	case s.transactional && (producerEpoch{r.ProducerID, r.ProducerEpoch}) != s.epoch:
 		err = fmt.Errorf("the producer was initialised anew during the transaction: %w", kerr.InvalidProducerEpoch)
 	}
-	if err != nil {
+	if err == nil {
+		run.acked(r)
+	} else {
 		s.failed.Do(func() { s.err = &produceError{r, err} })
 	}
 	if s.left.Add(-1) == 0 {

@@ -163,6 +163,13 @@ func (b *bench) records(topic string, from, n int) (records []*kgo.Record) {
 	return records
 }
 
+func runs(records ...[]*kgo.Record) (all []run) {
+	for _, r := range records {
+		all = append(all, givenRun(r))
+	}
+	return all
+}
+
 func (b *bench) batch(next int64) *batch {
 	return &batch{contributions: []contribution{{offsets: []offset{
 		{topic: b.in, partition: 0, next: next, leaderEpoch: -1, metadata: "m" + strconv.FormatInt(next, 10)},
@@ -170,9 +177,9 @@ func (b *bench) batch(next int64) *batch {
 	}}}}
 }
 
-func (b *bench) send(s slot, runs ...[]*kgo.Record) answer {
+func (b *bench) send(s slot, records ...[]*kgo.Record) answer {
 	b.Helper()
-	return b.ask(effect{do: doSend, slot: s, records: runs})
+	return b.ask(effect{do: doSend, slot: s, records: runs(records...)})
 }
 
 func (b *bench) offsets(s slot, next int64) answer {
@@ -293,8 +300,8 @@ func TestProducersCommit(t *testing.T) {
 			}
 			out, changelog := b.records(b.out, 100*n, 100), b.records(b.changelog, 100*n, 100)
 			for _, e := range []effect{
-				{do: doSend, slot: s, records: [][]*kgo.Record{out[:10]}},
-				{do: doSend, slot: s, records: [][]*kgo.Record{out[10:], changelog}},
+				{do: doSend, slot: s, records: runs(out[:10])},
+				{do: doSend, slot: s, records: runs(out[10:], changelog)},
 				{do: doOffsets, slot: s, batch: b.batch(int64(n + 1)), member: b.member},
 			} {
 				b.must(e)
@@ -315,7 +322,7 @@ func TestProducersCommit(t *testing.T) {
 func TestProducersAbort(t *testing.T) {
 	onBrokers(t, func(b *bench) {
 		b.must(effect{do: doStart, slot: slotFirst})
-		b.must(effect{do: doSend, slot: slotFirst, records: [][]*kgo.Record{b.records(b.out, 0, 10)}})
+		b.must(effect{do: doSend, slot: slotFirst, records: runs(b.records(b.out, 0, 10))})
 		if a := b.offsets(slotFirst, 7); a.err != nil {
 			b.Fatal(a.err)
 		}
@@ -328,7 +335,7 @@ func TestProducersAbort(t *testing.T) {
 		if open := b.openTxns(); len(open) > 0 {
 			b.Errorf("open transactions %v", open)
 		}
-		b.must(effect{do: doSend, slot: slotFirst, records: [][]*kgo.Record{b.records(b.out, 0, 10)}})
+		b.must(effect{do: doSend, slot: slotFirst, records: runs(b.records(b.out, 0, 10))})
 		b.offsets(slotFirst, 1)
 		b.must(effect{do: doEnd, slot: slotFirst})
 		b.wantCommitted(b.out, 10)
@@ -340,10 +347,10 @@ func TestProducersFenced(t *testing.T) {
 	onBrokers(t, func(b *bench) {
 		for _, fence := range []deed{doSend, doOffsets, doEnd} {
 			b.must(effect{do: doStart, slot: slotFirst})
-			b.must(effect{do: doSend, slot: slotFirst, records: [][]*kgo.Record{b.records(b.out, 0, 10)}})
+			b.must(effect{do: doSend, slot: slotFirst, records: runs(b.records(b.out, 0, 10))})
 			requests := map[deed]request{doSend: reqProduce, doOffsets: reqOffsets, doEnd: reqEnd}
 			for _, e := range []effect{
-				{do: doSend, slot: slotFirst, records: [][]*kgo.Record{b.records(b.out, 10, 10)}},
+				{do: doSend, slot: slotFirst, records: runs(b.records(b.out, 10, 10))},
 				{do: doOffsets, slot: slotFirst, batch: b.batch(1), member: b.member},
 				{do: doEnd, slot: slotFirst},
 			} {
@@ -380,11 +387,11 @@ func TestProducersInitialisedAnewByTheClient(t *testing.T) {
 	t.Cleanup(cluster.Close)
 	b := newBench(t, cluster.ListenAddrs()[0])
 	b.must(effect{do: doStart, slot: slotFirst})
-	b.must(effect{do: doSend, slot: slotFirst, records: [][]*kgo.Record{b.records(b.out, 0, 2)}})
+	b.must(effect{do: doSend, slot: slotFirst, records: runs(b.records(b.out, 0, 2))})
 	b.offsets(slotFirst, 1)
 	b.must(effect{do: doEnd, slot: slotFirst})
 
-	b.must(effect{do: doSend, slot: slotFirst, records: [][]*kgo.Record{b.records(b.out, 2, 1)}})
+	b.must(effect{do: doSend, slot: slotFirst, records: runs(b.records(b.out, 2, 1))})
 	cluster.ControlKey(int16(kmsg.Produce), refusePurged)
 	a := b.send(slotFirst, b.records(b.out, 3, 1))
 	if v := classify(reqProduce, a.err); a.err == nil || v != fenced {
@@ -444,7 +451,7 @@ func TestProducersOffsetsOnly(t *testing.T) {
 func TestProducersMemberIsChecked(t *testing.T) {
 	onBrokers(t, func(b *bench) {
 		b.must(effect{do: doStart, slot: slotFirst})
-		b.must(effect{do: doSend, slot: slotFirst, records: [][]*kgo.Record{b.records(b.out, 0, 10)}})
+		b.must(effect{do: doSend, slot: slotFirst, records: runs(b.records(b.out, 0, 10))})
 		right := b.member
 		for _, test := range []struct {
 			member membership
@@ -471,8 +478,8 @@ func TestProducersMemberIsChecked(t *testing.T) {
 func TestProducersPlain(t *testing.T) {
 	onBrokers(t, func(b *bench) {
 		b.must(effect{do: doStart, slot: slotPlain})
-		b.must(effect{do: doSend, slot: slotPlain, records: [][]*kgo.Record{b.records(b.out, 0, 50)}})
-		b.must(effect{do: doSend, slot: slotPlain, records: [][]*kgo.Record{b.records(b.out, 50, 50)}})
+		b.must(effect{do: doSend, slot: slotPlain, records: runs(b.records(b.out, 0, 50))})
+		b.must(effect{do: doSend, slot: slotPlain, records: runs(b.records(b.out, 50, 50))})
 		if a := b.offsets(slotPlain, 1); a.err != nil {
 			b.Fatal(a.err)
 		}
@@ -573,7 +580,7 @@ func TestProducersCountTries(t *testing.T) {
 			cut := &cutter{key: map[deed]kmsg.Key{doOffsets: kmsg.TxnOffsetCommit, doEnd: kmsg.EndTxn}[d]}
 			b := newBench(t, embeddedAddress(t), kgo.WithHooks(cut))
 			b.must(effect{do: doStart, slot: slotFirst})
-			b.must(effect{do: doSend, slot: slotFirst, records: [][]*kgo.Record{b.records(b.out, 0, 10)}})
+			b.must(effect{do: doSend, slot: slotFirst, records: runs(b.records(b.out, 0, 10))})
 			for _, e := range []effect{
 				{do: doOffsets, slot: slotFirst, batch: b.batch(1), member: b.member},
 				{do: doEnd, slot: slotFirst},
@@ -609,7 +616,7 @@ func TestProducersLegacy(t *testing.T) {
 				}
 			}
 			if s == slotFirst {
-				b.must(effect{do: doSend, slot: s, records: [][]*kgo.Record{b.records(b.out, 10*n, 10)}})
+				b.must(effect{do: doSend, slot: s, records: runs(b.records(b.out, 10*n, 10))})
 			}
 			b.must(effect{do: doAddOffsets, slot: s})
 			b.must(effect{do: doOffsets, slot: s, batch: b.batch(int64(n + 1)), member: b.member})
@@ -718,7 +725,7 @@ func (w *copier) do(e effect) {
 	case doSeal:
 		b := w.batch(int64(w.next))
 		b.contributions[0].owner = owner{task.ID{}, 1}
-		b.contributions[0].outputs = w.open
+		b.contributions[0].outputs = runOf(w.open)
 		w.open = nil
 		w.m.sealed(time.Now(), e.cause, b)
 	case doApply:
@@ -761,7 +768,7 @@ func BenchmarkProducersCommit(b *testing.B) {
 		n++
 		out, changelog := w.records(w.out, 0, 100), w.records(w.changelog, 0, 100)
 		began := time.Now()
-		w.must(effect{do: doSend, slot: s, records: [][]*kgo.Record{out, changelog}})
+		w.must(effect{do: doSend, slot: s, records: runs(out, changelog)})
 		w.must(effect{do: doOffsets, slot: s, batch: w.batch(int64(n)), member: w.member})
 		w.must(effect{do: doEnd, slot: s})
 		took = append(took, time.Since(began))

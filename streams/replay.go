@@ -250,7 +250,7 @@ func (x *replay) commit(t *task.Task) error {
 // take queues what was sent to topics that the topology reads itself.
 func (x *replay) take() {
 	for i, r := range x.placed {
-		if !x.out.Records[i].Internal {
+		if !x.out.At(i).Internal {
 			continue
 		}
 		at := topicPartition{r.topic, r.Partition}
@@ -264,8 +264,8 @@ func (x *replay) take() {
 
 // outputs shows what a task has sent since the last call. What is rolled back afterwards is followed by a left out.
 func (x *replay) outputs(id task.ID) {
-	x.placed = x.placed[:min(len(x.placed), len(x.out.Records))]
-	for _, o := range x.out.Records[len(x.placed):] {
+	x.placed = x.placed[:min(len(x.placed), x.out.Len())]
+	for o := range x.out.From(len(x.placed)) {
 		name := x.topicName(o.Topic, o.Internal)
 		e := replayed{
 			Event: "output", Task: id.String(), Topic: name,

@@ -125,7 +125,7 @@ type sealing struct {
 type sealedPart struct {
 	r       *running
 	sealed  *task.Sealed
-	ends    []logEnd
+	ends    []*logEnd
 	bytes   int64
 	offsets map[string]state.Offset // by store, once it is confirmed
 	times   []int64                 // of the stores, as streamTimes has them
@@ -137,7 +137,7 @@ func (p *sealedPart) confirm(now time.Time) {
 	p.r.stampTimes(p.times)
 	p.offsets = make(map[string]state.Offset, len(p.ends))
 	for _, e := range p.ends {
-		p.offsets[e.store.spec.Name] = offsetOf(e.store, e.last, now)
+		p.offsets[e.store.spec.Name] = e.offset(now)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -17,16 +18,12 @@ import (
 	"github.com/eddyline/eddyline/topology"
 )
 
-// burst is what the tasks of a worker write between two seals: the records that they send, and after the seal the ones
-// that their changelogs get. It holds the memory of both, and is used again once the records are committed.
+// burst is what the tasks of a worker send between two seals. Its memory is used again once the records are committed.
 type burst struct {
 	out   topology.Outbox
 	parts []part // which task wrote what of out, in order
 	bytes int    // of the records counted
 	count int    // of out's records in bytes
-
-	chunks [][]kgo.Record // of chunkRecords each
-	refs   []*kgo.Record  // those in use
 
 	sent []sentTo // what is in out, by topic
 }
@@ -37,8 +34,8 @@ type part struct {
 	from, to int
 }
 
-// outputOverhead is what a record takes in memory beside its bytes, until it is acknowledged.
-const outputOverhead = int(unsafe.Sizeof(topology.Output{}) + unsafe.Sizeof(kgo.Record{}))
+// outputOverhead is what a record takes in memory beside its bytes, until it is committed.
+const outputOverhead = int(unsafe.Sizeof(topology.Output{}))
 
 // wireOverhead is what a record takes in a batch beside its bytes, about.
 const wireOverhead = 20
@@ -49,8 +46,7 @@ func (b *burst) collect(r *running) {
 	if n <= b.count { // or less, if a step was rolled back: its records were not counted yet
 		return
 	}
-	for i := range b.out.Records[b.count:] {
-		o := &b.out.Records[b.count+i]
+	for o := range b.out.From(b.count) {
 		b.bytes += len(o.Key) + len(o.Value) + outputOverhead
 	}
 	if last := len(b.parts) - 1; last >= 0 && b.parts[last].r == r && b.parts[last].to == b.count { // else something was dropped between
@@ -71,28 +67,20 @@ func (b *burst) drop(r *running) {
 func (b *burst) reset() {
 	b.out.Reset()
 	clear(b.parts)
-	if n := len(b.chunks); n > 1 && len(b.refs) < n*chunkRecords/4 {
-		b.chunks = slices.Delete(b.chunks, n/2, n)
-	}
-	b.parts, b.bytes, b.count, b.refs, b.sent = b.parts[:0], 0, 0, b.refs[:0], b.sent[:0]
+	b.parts, b.bytes, b.count, b.sent = b.parts[:0], 0, 0, b.sent[:0]
 }
 
 // empty reports whether nothing was written.
 func (b *burst) empty() bool { return len(b.parts) == 0 }
 
-// chunkRecords are allocated at a time. Records stay where they are while others are handed out.
-const chunkRecords = 128
+// freeRecords are records that no client has any more.
+var freeRecords = sync.Pool{New: func() any { return new(kgo.Record) }}
 
-// next returns a record to fill in.
-func (b *burst) next() *kgo.Record {
-	n := len(b.refs)
-	if n == len(b.chunks)*chunkRecords {
-		b.chunks = append(b.chunks, make([]kgo.Record, chunkRecords))
-	}
-	r := &b.chunks[n/chunkRecords][n%chunkRecords]
+func newRecord() *kgo.Record { return freeRecords.Get().(*kgo.Record) }
+
+func freeRecord(r *kgo.Record) {
 	*r = kgo.Record{}
-	b.refs = append(b.refs, r)
-	return r
+	freeRecords.Put(r)
 }
 
 // sink turns what the tasks of a worker write into records for its producers.
@@ -100,6 +88,8 @@ type sink struct {
 	app    *App
 	topics map[sinkTopic]*output
 	all    *map[string]*topicMeta // what the partition counts in topics are from
+	last   sinkTopic              // that was asked for
+	known  *output                // as last; nil: nothing was
 }
 
 // sinkTopic is a topic by its name in the graph.
@@ -131,11 +121,16 @@ func (s *sink) topic(name string, internal bool) *output {
 			}
 		}
 	}
-	o := s.topics[sinkTopic{name, internal}]
+	key := sinkTopic{name, internal}
+	o := s.known
+	if o == nil || s.last != key {
+		o = s.topics[key]
+	}
 	if o == nil {
 		o = &output{name: s.app.topicName(name, internal), stickyBytes: stickyBytes}
-		s.topics[sinkTopic{name, internal}] = o
+		s.topics[key] = o
 	}
+	s.last, s.known = key, o
 	if o.partitions == 0 {
 		o.partitions = s.app.partitionsOf(o.name)
 	}
@@ -144,42 +139,44 @@ func (s *sink) topic(name string, internal bool) *output {
 
 const stickyBytes = 16 << 10 // batch.size of Kafka's producer
 
-// outputs returns the records that r sends.
-func (s *sink) outputs(b *burst, r *running) ([]*kgo.Record, error) {
-	n := 0
-	for _, p := range b.parts {
-		if p.r == r {
-			n += p.to - p.from
-		}
-	}
-	if n == 0 {
-		return nil, nil
-	}
-	b.refs = slices.Grow(b.refs, n)
-	from := len(b.refs)
+// outputRun is the run of the records of a burst that one task sends.
+type outputRun struct {
+	burst *burst
+	parts []part
+	n     int
+}
+
+// outputs returns what r sends, and decides where each record of it goes; nil for nothing.
+func (s *sink) outputs(b *burst, r *running) (run, error) {
+	list := &outputRun{burst: b}
 	var topic string // of a run of records
 	records, bytes := 0, 0
 	for _, p := range b.parts {
 		if p.r != r {
 			continue
 		}
+		list.parts, list.n = append(list.parts, p), list.n+p.to-p.from
 		for i := p.from; i < p.to; i++ {
-			to := b.next()
-			if err := s.output(to, &b.out.Records[i]); err != nil {
+			o := b.out.At(i)
+			if err := s.address(o); err != nil {
 				return nil, err
 			}
-			if to.Topic != topic {
+			if o.Topic != topic {
 				b.note(topic, records, bytes)
-				topic, records, bytes = to.Topic, 0, 0
+				topic, records, bytes = o.Topic, 0, 0
 			}
-			records, bytes = records+1, bytes+len(to.Key)+len(to.Value)
+			records, bytes = records+1, bytes+len(o.Key)+len(o.Value)
 		}
 	}
 	b.note(topic, records, bytes)
-	return b.refs[from:len(b.refs):len(b.refs)], nil
+	if list.n == 0 {
+		return nil, nil
+	}
+	return list, nil
 }
 
-func (s *sink) output(to *kgo.Record, o *topology.Output) error {
+// address puts the real name of its topic into a record, and its partition.
+func (s *sink) address(o *topology.Output) error {
 	t := s.topic(o.Topic, o.Internal)
 	if t.partitions == 0 {
 		return missingOutput(t.name)
@@ -187,17 +184,31 @@ func (s *sink) output(to *kgo.Record, o *topology.Output) error {
 	if o.Timestamp > latestMs {
 		return lateTimestamp(t.name, o.Timestamp)
 	}
-	to.Topic, to.Key, to.Value = t.name, o.Key, o.Value
-	to.Timestamp, to.Headers, to.Partition = time.UnixMilli(o.Timestamp), toHeaders(o.Headers), o.Partition
+	o.Topic, o.Internal = t.name, false
 	switch {
-	case to.Partition >= 0:
+	case o.Partition >= 0:
 	case o.Key != nil: // the topic was not known yet
-		to.Partition = topology.Partition(o.Key, t.partitions)
+		o.Partition = topology.Partition(o.Key, t.partitions)
 	default:
-		to.Partition = t.any(len(o.Value) + wireOverhead)
+		o.Partition = t.any(len(o.Value) + wireOverhead)
 	}
 	return nil
 }
+
+func (o *outputRun) count() int { return o.n }
+
+func (o *outputRun) each(send func(*kgo.Record)) {
+	for _, p := range o.parts {
+		for i := p.from; i < p.to; i++ {
+			from, to := o.burst.out.At(i), newRecord()
+			to.Topic, to.Partition, to.Key, to.Value = from.Topic, from.Partition, from.Key, from.Value
+			to.Timestamp, to.Headers = time.UnixMilli(from.Timestamp), toHeaders(from.Headers)
+			send(to)
+		}
+	}
+}
+
+func (o *outputRun) acked(r *kgo.Record) { freeRecord(r) }
 
 // latestMs is the last timestamp that the client can write: it counts nanoseconds.
 const latestMs = math.MaxInt64 / int64(time.Millisecond)
@@ -225,44 +236,71 @@ func toHeaders(h serde.Headers) []kgo.RecordHeader {
 	return list
 }
 
-// logEnd is where the records of a store begin in the changelog records of a contribution.
+// changelogRun is the run of the records that a seal owes to the changelogs of a task's stores.
+type changelogRun struct {
+	stores map[string]*taskStore
+	sealed *task.Sealed
+	n      int
+	ends   []*logEnd
+}
+
+// logEnd is where the records of a store end in its changelog.
 type logEnd struct {
 	store *taskStore
-	last  *kgo.Record // the last of them
+	next  int64 // offset; 0 until a record is acknowledged
+	epoch int32 // of the leader, as far as the client says
 }
 
-// changelog returns the records that a seal owes to the changelogs of r's stores, and which is the last one of each.
-func (s *sink) changelog(b *burst, r *running, sealed *task.Sealed) (records []*kgo.Record, ends []logEnd, err error) {
-	n := 0
-	sealed.Changes(func(task.Change) error { n++; return nil }) // counting does not fail
-	if n == 0 {
-		return nil, nil, nil
-	}
-	b.refs = slices.Grow(b.refs, n)
-	from := len(b.refs)
-	err = sealed.Changes(func(c task.Change) error {
-		st := r.stores[c.Store.Name]
-		to := b.next()
-		to.Topic, to.Partition = st.changelog.topic, st.changelog.partition
-		to.Key, to.Value, to.Headers = c.Key, c.Value, toHeaders(c.Headers)
-		switch {
-		case c.Timestamp > latestMs:
-			return lateTimestamp(st.changelog.topic, c.Timestamp)
-		case c.Timestamp >= 0:
-			to.Timestamp = time.UnixMilli(c.Timestamp)
+// changelog returns what a seal owes to the changelogs of r's stores; nil for nothing.
+func (s *sink) changelog(r *running, sealed *task.Sealed) (*changelogRun, error) {
+	l := &changelogRun{stores: r.stores, sealed: sealed}
+	err := sealed.Changes(func(c task.Change) error {
+		if len(l.ends) == 0 || l.ends[len(l.ends)-1].store.spec != c.Store {
+			l.ends = append(l.ends, &logEnd{store: r.stores[c.Store.Name]})
 		}
-		if len(ends) == 0 || ends[len(ends)-1].store != st {
-			ends = append(ends, logEnd{store: st})
+		if c.Timestamp > latestMs {
+			return lateTimestamp(l.ends[len(l.ends)-1].store.changelog.topic, c.Timestamp)
 		}
-		ends[len(ends)-1].last = to
+		l.n++
 		return nil
 	})
-	return b.refs[from:len(b.refs):len(b.refs)], ends, err
+	if err != nil || l.n == 0 {
+		return nil, err
+	}
+	return l, nil
 }
 
-// offsetOf returns what a store stands for once the records up to last are in its changelog.
-func offsetOf(st *taskStore, last *kgo.Record, now time.Time) state.Offset {
-	return state.Offset{TopicID: st.topicID, Next: last.Offset + 1, LeaderEpoch: last.LeaderEpoch, AtEndMs: now.UnixMilli()}
+func (l *changelogRun) count() int { return l.n }
+
+func (l *changelogRun) each(send func(*kgo.Record)) {
+	var st *taskStore
+	l.sealed.Changes(func(c task.Change) error { // sending does not fail here
+		if st == nil || st.spec != c.Store {
+			st = l.stores[c.Store.Name]
+		}
+		to := newRecord()
+		to.Topic, to.Partition = st.changelog.topic, st.changelog.partition
+		to.Key, to.Value, to.Headers = c.Key, c.Value, toHeaders(c.Headers)
+		if c.Timestamp >= 0 {
+			to.Timestamp = time.UnixMilli(c.Timestamp)
+		}
+		send(to)
+		return nil
+	})
+}
+
+func (l *changelogRun) acked(r *kgo.Record) {
+	for _, e := range l.ends {
+		if e.store.changelog.topic == r.Topic && r.Offset >= e.next {
+			e.next, e.epoch = r.Offset+1, r.LeaderEpoch
+		}
+	}
+	freeRecord(r)
+}
+
+// offset returns what a store stands for once its records are committed.
+func (e *logEnd) offset(now time.Time) state.Offset {
+	return state.Offset{TopicID: e.store.topicID, Next: e.next, LeaderEpoch: e.epoch, AtEndMs: now.UnixMilli()}
 }
 
 // topicName returns the real name of a topic of the graph.

@@ -12,7 +12,7 @@ func TestBurstDrop(t *testing.T) {
 	good, bad := new(running), new(running)
 	b := new(burst)
 	write := func(r *running, text string, collected bool) {
-		b.out.Records = append(b.out.Records, topology.Output{Value: []byte(text)})
+		b.out.Add(topology.Output{Value: []byte(text)})
 		if collected {
 			b.collect(r)
 		}
@@ -25,8 +25,8 @@ func TestBurstDrop(t *testing.T) {
 	write(good, "e", true)
 	var left []string
 	for _, p := range b.parts {
-		for _, o := range b.out.Records[p.from:p.to] {
-			left = append(left, string(o.Value))
+		for i := p.from; i < p.to; i++ {
+			left = append(left, string(b.out.At(i).Value))
 		}
 	}
 	if want := []string{"a", "d", "e"}; !slices.Equal(left, want) {

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
-
 	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/streams/task"
 )
@@ -43,8 +41,10 @@ type worker struct {
 	applying []*sealedPart
 	pending  int64               // bytes of applying
 	most     int64               // of pending, before records wait for the disk
-	ahead    map[uint64][]*burst // bursts sent ahead, by the send that they are part of
+	ahead    map[uint64][]*burst // sent ahead, by the send that they are part of
 	queued   []*burst            // and those that no send has taken yet
+	unacked  int                 // bytes of both
+	sent     time.Time           // when the last was
 	spares   []*burst            // to be used again
 	waiting  []func()            // called when nothing of a task that may be opened again is on its way
 	wall     int64               // what the wall clock showed last, in milliseconds; 0: it was not looked at
@@ -63,6 +63,8 @@ type input interface{ take(w *worker) }
 const (
 	turnRecords  = 256       // of a task, before the worker looks at anything else
 	sliceBytes   = 256 << 10 // of a confirmed buffer, likewise
+	aheadBytes   = 256 << 10 // are sent ahead at once
+	aheadWait    = 5 * time.Millisecond
 	mostSpares   = 3
 	fullDiskWait = 200 * time.Millisecond
 )
@@ -95,6 +97,7 @@ func (w *worker) run(ctx context.Context) {
 		w.clock()
 		stepped := w.step()
 		w.punctuate()
+		w.sendAhead(stepped)
 		w.advance()
 		applied := w.apply()
 		if !stepped && !applied && !w.ended() {
@@ -153,8 +156,11 @@ func (w *worker) step() bool {
 	return false
 }
 
-// mayStep reports whether tasks may do more: not while too much waits for the commit, or for room on the disk.
-func (w *worker) mayStep() bool { return w.pending <= w.most && w.commit.mayStep(w.load()) }
+// mayStep reports whether tasks may do more: not while too much waits for the commit, for the broker, or for room on the
+// disk.
+func (w *worker) mayStep() bool {
+	return w.pending <= w.most && w.unacked < w.commit.bound && w.commit.mayStep(w.load())
+}
 
 // process runs records of a task until its turn is over.
 func (w *worker) process(r *running) {
@@ -190,9 +196,6 @@ func (w *worker) stepped(r *running, err error) {
 	w.asked = r.task.CommitRequested() || w.asked
 	r.meter.waiting.Store(int64(r.task.Waiting()))
 	r.settle(w.app.source)
-	if w.app.config.Guarantee == AtLeastOnce {
-		w.sendAhead(r)
-	}
 }
 
 // touch notes that a task contributes to the open buffer.
@@ -203,19 +206,35 @@ func (w *worker) touch(r *running) {
 	}
 }
 
-// sendAhead sends what a task wrote without waiting for the commit, as at-least-once does.
-func (w *worker) sendAhead(r *running) {
-	if w.open.empty() {
+// sendAhead sends what the tasks wrote without waiting for the commit, as at-least-once does: what is worth a request, or
+// waits long enough, or all there is while the tasks rest.
+func (w *worker) sendAhead(busy bool) {
+	if w.app.config.Guarantee != AtLeastOnce || w.open.empty() {
 		return
 	}
-	records, err := w.sink.outputs(w.open, r)
-	if err != nil {
-		w.fail(r, err)
+	now := time.Now()
+	if busy && w.open.bytes < aheadBytes && now.Sub(w.sent) < aheadWait {
 		return
 	}
-	w.commit.ahead(r.owner, records)
-	w.queued = append(w.queued, w.open)
+	w.sent = now
+	b := w.open
 	w.open = w.newBurst()
+	sent := false
+	for _, r := range slices.Clone(w.touched) {
+		records, err := w.sink.outputs(b, r)
+		if err != nil {
+			w.fail(r, err)
+		} else if records != nil {
+			w.commit.ahead(r.owner, records)
+			sent = true
+		}
+	}
+	if !sent {
+		w.free(b)
+		return
+	}
+	w.queued = append(w.queued, b)
+	w.unacked += b.bytes
 }
 
 // punctuate runs what the wall clock has made due.
@@ -382,11 +401,11 @@ func (w *worker) warn(e effect) {
 
 // take notes which bursts a send has in it, to free them when it is acknowledged.
 func (w *worker) take(e effect) {
-	n := slices.IndexFunc(w.queued, func(b *burst) bool {
-		return !slices.ContainsFunc(e.records, func(records []*kgo.Record) bool { return records[0] == b.refs[0] })
-	})
-	if n < 0 {
-		n = len(w.queued)
+	n := 0
+	for _, records := range e.records {
+		if o, ok := records.(*outputRun); ok && n < len(w.queued) && w.queued[n] == o.burst {
+			n++
+		}
 	}
 	if n > 0 {
 		w.ahead[e.op] = slices.Clone(w.queued[:n])
@@ -398,8 +417,9 @@ func (w *worker) take(e effect) {
 type answered struct{ answer }
 
 func (a answered) take(w *worker) {
-	if a.err == nil {
-		for _, b := range w.ahead[a.op] {
+	for _, b := range w.ahead[a.op] {
+		w.unacked -= b.bytes
+		if a.err == nil {
 			w.meter.delivered(b, time.Now())
 			w.free(b)
 		}
@@ -443,8 +463,12 @@ func (w *worker) contribute(s *sealing, r *running) (err error) {
 	}
 	p := &sealedPart{r: r, bytes: r.stateBytes}
 	p.sealed, p.times = r.task.Seal(), r.streamTimes()
-	if c.changelog, p.ends, err = w.sink.changelog(s.burst, r, p.sealed); err != nil {
+	l, err := w.sink.changelog(r, p.sealed)
+	if err != nil {
 		return err
+	}
+	if l != nil {
+		c.changelog, p.ends = l, l.ends
 	}
 	for _, o := range p.sealed.Offsets {
 		c.offsets = append(c.offsets, offset{
@@ -542,7 +566,7 @@ func (w *worker) rebuild(e effect) {
 		again = append(again, r)
 	}
 	w.touched, w.bytes, w.asked = nil, 0, false
-	w.open, w.queued = new(burst), nil
+	w.open, w.queued, w.unacked = new(burst), nil, 0
 	clear(w.ahead)
 	w.log.Warn("a commit was given up: its work is done again", "why", e.err, "verdict", e.verdict.String(), "doubt", e.tail)
 	w.meter.aborted.Add(1)

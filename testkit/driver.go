@@ -522,7 +522,7 @@ func (d *Driver) collect() {
 
 // logOutputs logs what the tasks have sent to topics since the last call.
 func (d *Driver) logOutputs() {
-	for _, r := range d.out.Records[len(d.outputs):] {
+	for r := range d.out.From(len(d.outputs)) {
 		name := d.name(r.Topic, r.Internal)
 		p := Produced{
 			Topic: name, Partition: d.place(name, r.Partition), Key: slices.Clone(r.Key), Value: slices.Clone(r.Value),

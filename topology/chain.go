@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/eddyline/eddyline/serde"
@@ -42,21 +44,57 @@ func (o *Output) Operator() string { return nodeName(o.node) }
 
 // Outbox collects what a chain writes to topics, until it is committed.
 type Outbox struct {
-	Records  []Output
+	chunks   []*[outboxChunk]Output // records stay where they are while others are added
+	n        int
 	arena    arena
 	flushing flushing // memory for what a record cache sends on
 }
 
-// Reset empties the outbox and takes its memory back: nobody may hold a record of it any more.
+const outboxChunk = 256
+
+// Add appends a record, whose bytes must live as long as the outbox keeps it.
+func (o *Outbox) Add(out Output) {
+	if o.n == len(o.chunks)*outboxChunk {
+		o.chunks = append(o.chunks, new([outboxChunk]Output))
+	}
+	o.chunks[o.n/outboxChunk][o.n%outboxChunk] = out
+	o.n++
+}
+
+// At returns the i-th record, from 0 on.
+func (o *Outbox) At(i int) *Output { return &o.chunks[i/outboxChunk][i%outboxChunk] }
+
+// From returns the records from the i-th on.
+func (o *Outbox) From(i int) iter.Seq[*Output] {
+	return func(yield func(*Output) bool) {
+		for ; i < o.n && yield(o.At(i)); i++ {
+		}
+	}
+}
+
+// Reset empties the outbox and takes its memory back, or half of it if less than a quarter was used: nobody may hold a
+// record of it any more.
 func (o *Outbox) Reset() {
-	clear(o.Records)
-	o.Records = o.Records[:0]
+	if n := len(o.chunks); n > 1 && o.n < n*outboxChunk/4 {
+		o.chunks = slices.Delete(o.chunks, max(n/2, o.n/outboxChunk+1), n)
+	}
+	o.Truncate(0)
 	o.arena.reset()
 }
 
 // Len and Truncate are a savepoint of the records: what came after it is dropped.
-func (o *Outbox) Len() int       { return len(o.Records) }
-func (o *Outbox) Truncate(n int) { clear(o.Records[n:]); o.Records = o.Records[:n] }
+func (o *Outbox) Len() int { return o.n }
+
+// Truncate drops the records from the n-th on.
+func (o *Outbox) Truncate(n int) {
+	for at := n; at < o.n; {
+		chunk := o.chunks[at/outboxChunk][at%outboxChunk:]
+		chunk = chunk[:min(len(chunk), o.n-at)]
+		clear(chunk)
+		at += len(chunk)
+	}
+	o.n = n
+}
 
 // Bytes returns the memory that the outbox holds for keys and values.
 func (o *Outbox) Bytes() int { return o.arena.used }

@@ -240,7 +240,7 @@ func (c *Chain) emit(out Output) error {
 		return err
 	}
 	c.cur.sent = true
-	c.out.Records = append(c.out.Records, out)
+	c.out.Add(out)
 	return nil
 }
 

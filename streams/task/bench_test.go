@@ -168,8 +168,8 @@ func BenchmarkDeadLetter(b *testing.B) {
 	b.ReportAllocs()
 	for n := 0; n < b.N; n += batch {
 		h.run(b, records)
-		if len(h.out.Records) != batch {
-			b.Fatalf("%d dead letters of %d records", len(h.out.Records), batch)
+		if h.out.Len() != batch {
+			b.Fatalf("%d dead letters of %d records", h.out.Len(), batch)
 		}
 		h.out.Reset()
 	}

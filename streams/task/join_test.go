@@ -27,7 +27,7 @@ func loners() *topology.Builder {
 func (l *life) wantRecords(want ...string) {
 	l.tb.Helper()
 	var got []string
-	for _, r := range l.out.Records {
+	for r := range l.out.From(0) {
 		got = append(got, fmt.Sprintf("%s@%v", r.Key, time.Duration(r.Timestamp)*time.Millisecond))
 	}
 	if !slices.Equal(got, want) {

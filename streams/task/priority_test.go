@@ -61,7 +61,7 @@ func TestPriority(t *testing.T) {
 			}
 		}
 		var got []string
-		for _, r := range out.Records {
+		for r := range out.From(0) {
 			got = append(got, string(r.Value))
 		}
 		if !slices.Equal(got, want) {

@@ -44,7 +44,7 @@ func (l *life) punctuate(at time.Duration) {
 func (l *life) wantOut(want ...string) {
 	l.tb.Helper()
 	var got []string
-	for _, r := range l.out.Records {
+	for r := range l.out.From(0) {
 		got = append(got, fmt.Sprintf("%s@%d", r.Key, r.Timestamp/1000))
 	}
 	if !slices.Equal(got, want) {

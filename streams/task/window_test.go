@@ -155,7 +155,7 @@ func (l *life) want(want ...string) {
 	l.tb.Helper()
 	var got []string
 	keys := serde.TimeWindowed(serde.String, 10*time.Second)
-	for _, r := range l.out.Records {
+	for r := range l.out.From(0) {
 		k, err := keys.Decode(r.Key)
 		if err != nil {
 			l.tb.Fatal(err)
