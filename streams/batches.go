@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"slices"
+	"sync"
 
 	"github.com/twmb/franz-go/pkg/kbin"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -67,11 +68,52 @@ var (
 	errBatchCorrupt = errors.New("a batch of records is corrupt")
 )
 
+// inputLists are slices for inputs that nobody has any more.
+var inputLists sync.Pool
+
+// manyInputs is how many inputs are worth a slice that is used again.
+const manyInputs = 256
+
+// newInputs returns an empty slice for n inputs.
+func newInputs(n int) []topology.Input {
+	if n < manyInputs {
+		return make([]topology.Input, 0, n)
+	}
+	if list, ok := inputLists.Get().(*[]topology.Input); ok && cap(*list) >= n && cap(*list) <= 4*n {
+		return *list
+	}
+	return make([]topology.Input, 0, n)
+}
+
+// freeInputs takes back a slice that newInputs made.
+func freeInputs(list []topology.Input) {
+	if cap(list) >= manyInputs {
+		clear(list)
+		list = list[:0]
+		inputLists.Put(&list)
+	}
+}
+
+// count returns how many records an answer has, as far as its batches say.
+func count(in []byte) (n int) {
+	most := len(in) / leastRecordBytes
+	for len(in) >= batchHeadBytes && in[batchMagicAt] == 2 {
+		size := int64(int32(binary.BigEndian.Uint32(in[batchLengthAt:]))) + batchEpochAt
+		if size < batchHeadBytes || size > int64(len(in)) {
+			break
+		}
+		n += max(0, int(int32(binary.BigEndian.Uint32(in[batchCountAt:]))))
+		in = in[size:]
+	}
+	return min(n, most)
+}
+
 // read decodes all that came. On an error the batches before the one that it is about were read.
 func (b *batches) read(p *kmsg.FetchResponseTopicPartition) error {
 	if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
 		return err
 	}
+	b.records = newInputs(count(p.RecordBatches))
 	b.aborted = slices.Clone(p.AbortedTransactions)
 	slices.SortFunc(b.aborted, func(x, y kmsg.FetchResponseTopicPartitionAbortedTransaction) int {
 		return cmp.Compare(x.FirstOffset, y.FirstOffset)

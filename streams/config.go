@@ -525,4 +525,4 @@ func (c Config) memory() memory {
 }
 
 // mostBurst is what a worker sends in one transaction at most.
-const mostBurst = 16 << 20
+const mostBurst = 8 << 20

@@ -328,7 +328,8 @@ func (w *worker) link(o *openTask) (*running, error) {
 	var err error
 	r.task, err = task.New(task.Config{
 		ID: o.id, Graph: w.app.graph, Sub: o.plan.Sub, Inputs: o.inputs, Env: w.env(r), Stores: buffers,
-		Global: func(s *topology.StoreSpec) (state.Store, error) { return w.app.globals.view(r, s) },
+		Global:  func(s *topology.StoreSpec) (state.Store, error) { return w.app.globals.view(r, s) },
+		Release: freeInputs,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open task %v: %w", o.id, err)

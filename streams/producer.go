@@ -245,7 +245,7 @@ func (c *producer) connect() (transactionVersion, error) {
 }
 
 // mostBuffered is how many records a client holds at a time: enough for some full batches, few beside the caches.
-const mostBuffered = 1 << 15
+const mostBuffered = 1 << 13
 
 // options are those of the client. Offsets are committed by topic name, which the newest versions of these requests do
 // without; below transaction.version 2 a group has to be added to the transaction, which version 5 takes for granted.

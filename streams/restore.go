@@ -287,6 +287,7 @@ func (j *restoreJob) read(ctx context.Context) error {
 			if err := j.take(ctx, f); err != nil {
 				return err
 			}
+			freeInputs(f.records)
 			j.source.settle(d, f.bytes)
 		}
 		j.progress()

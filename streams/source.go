@@ -81,6 +81,7 @@ const (
 	newFor         = time.Second
 	mostFetchBytes = 16 << 20 // of a request
 	mostPartBytes  = 1 << 20  // of a partition in it
+	mostFeedBytes  = 4 << 20  // that wait to be processed: what a request brings lasts until the next one is answered
 	firstBackoff   = 20 * time.Millisecond
 	lastBackoff    = 250 * time.Millisecond
 	leastFeedBytes = 64 << 10
@@ -132,7 +133,9 @@ func (f *fetcher) remove(d *feed) {
 }
 
 // share returns how many bytes a feed may hold. Called with the lock held.
-func (f *fetcher) share() int64 { return max(leastFeedBytes, f.limit/int64(max(1, len(f.feeds)))) }
+func (f *fetcher) share() int64 {
+	return min(mostFeedBytes, max(leastFeedBytes, f.limit/int64(max(1, len(f.feeds)))))
+}
 
 // settle tells that bytes of a feed were processed, and has it read on if little is left.
 func (f *fetcher) settle(d *feed, bytes int64) {

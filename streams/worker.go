@@ -65,7 +65,7 @@ const (
 	sliceBytes   = 256 << 10 // of a confirmed buffer, likewise
 	aheadBytes   = 256 << 10 // are sent ahead at once
 	aheadWait    = 5 * time.Millisecond
-	mostSpares   = 3
+	mostSpares   = 2
 	fullDiskWait = 200 * time.Millisecond
 )
 

@@ -9,7 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"slices"
+	"sync"
 	"time"
 
 	"github.com/eddyline/eddyline/serde"
@@ -52,10 +52,13 @@ type Outbox struct {
 
 const outboxChunk = 256
 
+// outboxChunks are chunks without records in them that no outbox has.
+var outboxChunks = sync.Pool{New: func() any { return new([outboxChunk]Output) }}
+
 // Add appends a record, whose bytes must live as long as the outbox keeps it.
 func (o *Outbox) Add(out Output) {
 	if o.n == len(o.chunks)*outboxChunk {
-		o.chunks = append(o.chunks, new([outboxChunk]Output))
+		o.chunks = append(o.chunks, outboxChunks.Get().(*[outboxChunk]Output))
 	}
 	o.chunks[o.n/outboxChunk][o.n%outboxChunk] = out
 	o.n++
@@ -72,13 +75,14 @@ func (o *Outbox) From(i int) iter.Seq[*Output] {
 	}
 }
 
-// Reset empties the outbox and takes its memory back, or half of it if less than a quarter was used: nobody may hold a
-// record of it any more.
+// Reset empties the outbox and gives its memory to whichever needs some next: nobody may hold a record of it any more.
 func (o *Outbox) Reset() {
-	if n := len(o.chunks); n > 1 && o.n < n*outboxChunk/4 {
-		o.chunks = slices.Delete(o.chunks, max(n/2, o.n/outboxChunk+1), n)
-	}
 	o.Truncate(0)
+	for i, chunk := range o.chunks {
+		outboxChunks.Put(chunk)
+		o.chunks[i] = nil
+	}
+	o.chunks = o.chunks[:0]
 	o.arena.reset()
 }
 
@@ -602,22 +606,21 @@ const (
 
 // arena hands out memory that is taken back all at once.
 type arena struct {
-	chunks [][]byte
-	next   int    // index of the chunk after buf
-	buf    []byte // the chunk at hand; its length is what is used of it
+	chunks []*[chunkBytes]byte
+	buf    []byte // of the last chunk, as long as what is used of it
 	used   int
 }
 
 const chunkBytes = 64 << 10
 
+// arenaChunks are chunks that no arena has.
+var arenaChunks = sync.Pool{New: func() any { return new([chunkBytes]byte) }}
+
 // tail returns an empty slice over the free memory of the chunk at hand.
 func (a *arena) tail() []byte {
 	if cap(a.buf)-len(a.buf) < 1<<10 {
-		if a.next == len(a.chunks) {
-			a.chunks = append(a.chunks, make([]byte, 0, chunkBytes))
-		}
-		a.buf = a.chunks[a.next]
-		a.next++
+		chunk := arenaChunks.Get().(*[chunkBytes]byte)
+		a.chunks, a.buf = append(a.chunks, chunk), chunk[:0]
 	}
 	return a.buf[len(a.buf):len(a.buf):cap(a.buf)]
 }
@@ -640,12 +643,11 @@ func (a *arena) copy(b []byte) []byte {
 }
 
 func (a *arena) reset() {
-	const most = 64 // chunks to keep
-	if len(a.chunks) > most {
-		clear(a.chunks[most:])
-		a.chunks = a.chunks[:most]
+	for i, chunk := range a.chunks {
+		arenaChunks.Put(chunk)
+		a.chunks[i] = nil
 	}
-	a.buf, a.next, a.used = nil, 0, 0
+	a.chunks, a.buf, a.used = a.chunks[:0], nil, 0
 }
 
 // encode writes v into the outbox's memory.

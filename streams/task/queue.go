@@ -19,6 +19,7 @@ type queue struct {
 	records []topology.Input   // as they were added, with the head
 	at      int                // index of the head
 	more    [][]topology.Input // added after them
+	used    [][]topology.Input // and before them; the last may have the record that is processed
 	ready   bool               // the head is decoded
 	ts      int64              // of the head
 	time    int64              // the largest timestamp processed; -1 at first
@@ -40,13 +41,13 @@ func (q *queue) add(records []topology.Input) {
 	q.more = append(q.more, records)
 }
 
-// left tells whether there is a record at the head of the list, and goes on to the next slice where one is used up, so
-// that nothing holds what is processed.
+// left tells whether there is a record at the head of the list, and goes on to the next slice where one is used up.
 func (q *queue) left() bool {
 	for q.at == len(q.records) {
 		if len(q.more) == 0 {
 			return false
 		}
+		q.used = append(q.used, q.records)
 		q.records, q.at = q.more[0], 0
 		q.more = slices.Delete(q.more, 0, 1)
 	}
@@ -96,8 +97,20 @@ func (q *queue) drop() {
 	q.at++
 }
 
+// release gives back the slices that are used up, so that nothing holds what is processed.
+func (q *queue) release() {
+	for i, records := range q.used {
+		q.used[i] = nil
+		if q.task.release != nil && records != nil {
+			q.task.release(records)
+		}
+	}
+	q.used = q.used[:0]
+}
+
 // poll takes the head off: it stays the one that Run processes. The next record becomes the head.
 func (q *queue) poll() error {
+	q.release()
 	q.head.Shift()
 	q.time = max(q.time, q.ts)
 	q.ready = false

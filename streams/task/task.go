@@ -49,6 +49,8 @@ type Config struct {
 	Stores map[string]*state.Buffered
 	// Global opens a global store for reading; nil if the graph has none.
 	Global func(s *topology.StoreSpec) (state.Store, error)
+	// Release takes back a slice of records that was added, when the task needs none of it any more; nil if nobody wants it.
+	Release func(records []topology.Input)
 }
 
 // Input is a partition that a task reads.
@@ -78,6 +80,7 @@ type Task struct {
 	in      *topology.Input // the record of the Step at hand
 	inTime  int64           // and the time of its partition before it
 	retries retries
+	release func([]topology.Input)
 }
 
 // store is a store of a task, with the form of its changelog.
@@ -89,7 +92,7 @@ type store struct {
 
 // New links a task's chain. Its set-up functions run now.
 func New(c Config) (*Task, error) {
-	t := &Task{id: c.ID, inputs: map[Partition]*queue{}, out: new(topology.Outbox), now: c.Env.StartMs}
+	t := &Task{id: c.ID, inputs: map[Partition]*queue{}, out: new(topology.Outbox), now: c.Env.StartMs, release: c.Release}
 	for _, spec := range c.Sub.Stores {
 		t.stores = append(t.stores, store{spec, c.Stores[spec.Name], FormatOf(spec)})
 	}
