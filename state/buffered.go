@@ -412,9 +412,9 @@ func (b *Buffered) OpenBytes() int64 { return b.open.size() }
 // CacheBytes returns how much the read cache holds.
 func (b *Buffered) CacheBytes() int64 { return b.cache.bytes() + b.cache.known.bytes() }
 
-// SetCacheBytes changes the bound of the read cache.
+// SetCacheBytes changes the bound of the read cache. With 0 it has no entries; what it knows to be absent it still knows.
 func (b *Buffered) SetCacheBytes(limit int64) {
-	b.cache.limit = limit
+	b.cache.limit, b.cache.complete = limit, b.cache.complete && limit > 0
 	b.cache.shrink()
 }
 

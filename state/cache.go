@@ -82,8 +82,7 @@ func (c *cache) shrink() {
 
 // take notes that the entries of f up to last are applied.
 func (c *cache) take(f *Frozen, last uint32) {
-	if c.limit == 0 {
-		c.known = filter{} // it misses what is applied now
+	if c.limit == 0 && !c.known.on {
 		return
 	}
 	if !f.begun {

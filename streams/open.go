@@ -358,17 +358,21 @@ func (w *worker) env(r *running) topology.Env {
 		Logger:      a.log.With("task", r.id.String()),
 		Rand:        rand.New(rand.NewPCG(h.Sum64(), r.owner.epoch)),
 		StartMs:     a.wall(),
-		CacheBytes:  a.config.CacheBytes / int64(max(1, len(a.plan()))),
+		CacheBytes:  w.heldBytes(),
 		EmitEvery:   emitEveryMs,
 		MostAhead:   a.config.MostAhead.Milliseconds(),
 		Trace:       a.traceOf(r.id),
 	}
 }
 
+// heldBytes is a task's share of the record cache.
+func (w *worker) heldBytes() int64 { return w.app.config.CacheBytes / int64(max(1, len(w.app.plan()))) }
+
 // emitEveryMs is how often final results are looked for, as in Kafka Streams.
 const emitEveryMs = 1000
 
-// shareReads divides the memory for read caches among the stores of the worker's tasks.
+// shareReads divides the memory for read caches among the stores of the worker's tasks. What a record cache may hold in
+// front of one need not be held twice.
 func (w *worker) shareReads() {
 	n := 0
 	for _, r := range w.order {
@@ -380,9 +384,14 @@ func (w *worker) shareReads() {
 	each := w.reads() / int64(n)
 	for _, r := range w.order {
 		for _, st := range r.order {
-			if st.onDisk {
-				st.buffered.SetCacheBytes(each)
+			if !st.onDisk {
+				continue
 			}
+			limit := each
+			if st.spec.Cached {
+				limit = max(0, each-w.heldBytes()/int64(len(r.order)))
+			}
+			st.buffered.SetCacheBytes(limit)
 		}
 	}
 }

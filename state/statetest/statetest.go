@@ -360,6 +360,7 @@ func checkStore(t *rapid.T, h Harness, o state.BufferOptions) {
 		"apply":     m.apply,
 		"discard":   m.discard,
 		"release":   func(*rapid.T) { m.store.Release() },
+		"cache":     func(t *rapid.T) { m.store.SetCacheBytes(rapid.SampledFrom([]int64{0, 2000, 1 << 20}).Draw(t, "bytes")) },
 		"view":      m.view,
 		"reopen":    m.reopen,
 		"":          m.check,
