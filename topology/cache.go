@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
@@ -376,59 +377,57 @@ func (r *rowCache) forget(id uint32) {
 	}
 }
 
-// flushing is a list of rows as they were when their flush began, and their keys and values.
+// flushing is a list of rows as they were when their flush began. Its memory is that of all flushes.
 type flushing struct {
-	rows  []flushedRow
-	bytes []byte
+	chunks []*[flushedChunk]flushedRow
+	n      int
+	arena  arena // keys and values
 }
 
 type flushedRow struct {
-	keyLen, valueLen int // of bytes; a value of -1 is a deletion
-	timestamp        int64
-	cause            cause
-	headers          Headers
-	in               *Input
+	key, value []byte // nil: a deletion
+	timestamp  int64
+	cause      cause
+	headers    Headers
+	in         *Input
 }
 
-// mostFlushed is how many rows an outbox has memory for from one flush to the next.
-const mostFlushed = 1 << 16
+const flushedChunk = 256
+
+// flushedChunks are chunks without rows in them that no flush has.
+var flushedChunks = sync.Pool{New: func() any { return new([flushedChunk]flushedRow) }}
 
 // add notes a row.
 func (f *flushing) add(r *rowCache, id uint32) {
-	key, value := r.held.Key(id), r.held.Get(id)
-	row := flushedRow{keyLen: len(key), valueLen: len(value), timestamp: r.row(id).timestamp, cause: r.row(id).cause}
-	if value == nil {
-		row.valueLen = -1
+	if f.n == len(f.chunks)*flushedChunk {
+		f.chunks = append(f.chunks, flushedChunks.Get().(*[flushedChunk]flushedRow))
 	}
+	row := f.at(f.n)
+	f.n++
+	row.key, row.value = f.arena.copy(r.held.Key(id)), f.arena.copy(r.held.Get(id))
+	row.timestamp, row.cause = r.row(id).timestamp, r.row(id).cause
 	if len(r.headers) > 0 {
 		row.headers = r.headers[id]
 	}
 	if len(r.inputs) > 0 {
 		row.in = r.inputs[id]
 	}
-	f.bytes = append(append(f.bytes, key...), value...)
-	f.rows = append(f.rows, row)
 }
 
-// next returns the next row, at an offset in bytes, and the offset behind it.
-func (f *flushing) next(row *flushedRow, at int) (h heldRow, behind int) {
-	h.key = f.bytes[at : at+row.keyLen : at+row.keyLen]
-	at += row.keyLen
-	if row.valueLen >= 0 {
-		h.value = f.bytes[at : at+row.valueLen : at+row.valueLen]
-		at += row.valueLen
-	}
-	h.meta = state.Meta{Timestamp: row.timestamp, Headers: row.headers}
-	return h, at
+func (f *flushing) at(i int) *flushedRow { return &f.chunks[i/flushedChunk][i%flushedChunk] }
+
+// held returns a row as its store takes it.
+func (row *flushedRow) held() heldRow {
+	return heldRow{key: row.key, value: row.value, meta: state.Meta{Timestamp: row.timestamp, Headers: row.headers}, in: row.in}
 }
 
-// free returns the list's memory, if it is not too much.
-func (f *flushing) free() flushing {
-	if cap(f.rows) > mostFlushed {
-		return flushing{}
+// free gives the memory back.
+func (f *flushing) free() {
+	for _, chunk := range f.chunks {
+		clear(chunk[:])
+		flushedChunks.Put(chunk)
 	}
-	clear(f.rows)
-	return flushing{f.rows[:0], f.bytes[:0]}
+	f.arena.reset()
 }
 
 // flushAll sends the updates on, the evicted row's first, if there is one, then by their order. That one, and rows that
@@ -438,10 +437,8 @@ func (r *rowCache) flushAll(evicted uint32) error {
 		return nil
 	}
 	r.forgetOvertaken()
-	out := r.c.out
-	f := out.flushing
-	out.flushing = flushing{} // a flush within this one has memory of its own
-	defer func() { out.flushing = f.free() }()
+	var f flushing
+	defer f.free()
 	if evicted != 0 {
 		f.add(r, evicted)
 		r.drop(evicted)
@@ -465,12 +462,9 @@ func (r *rowCache) flushAll(evicted uint32) error {
 		r.c.cur, r.c.at, r.c.flushing = cur, at, isFlushing
 	}()
 	var in Input
-	var h heldRow
-	from := 0
-	for i := range f.rows {
-		row := &f.rows[i]
-		h, from = f.next(row, from)
-		h.in = row.in
+	for i := range f.n {
+		row := f.at(i)
+		h := row.held()
 		if c := row.cause; c.topic > 0 {
 			in = Input{
 				Topic: r.topics[c.topic-1], Partition: c.partition, Offset: c.offset, LeaderEpoch: c.leaderEpoch, Timestamp: c.timestamp,

@@ -44,10 +44,9 @@ func (o *Output) Operator() string { return nodeName(o.node) }
 
 // Outbox collects what a chain writes to topics, until it is committed.
 type Outbox struct {
-	chunks   []*[outboxChunk]Output // records stay where they are while others are added
-	n        int
-	arena    arena
-	flushing flushing // memory for what a record cache sends on
+	chunks []*[outboxChunk]Output // records stay where they are while others are added
+	n      int
+	arena  arena
 }
 
 const outboxChunk = 256
