@@ -11,6 +11,7 @@ import (
 
 	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/streams/task"
+	"github.com/eddyline/eddyline/topology"
 )
 
 // worker runs tasks on one goroutine, and takes what they did through the commit machine. Records, answers of brokers,
@@ -46,6 +47,7 @@ type worker struct {
 	unacked  int                 // bytes of both
 	sent     time.Time           // when the last was
 	spares   []*burst            // to be used again
+	memory   topology.Memory     // of bursts
 	waiting  []func()            // called when nothing of a task that may be opened again is on its way
 	wall     int64               // what the wall clock showed last, in milliseconds; 0: it was not looked at
 	retryAt  time.Time           // of a slice that could not be written
@@ -81,9 +83,10 @@ func newWorker(a *App, id, n int) *worker {
 			exactlyOnce: a.config.Guarantee == ExactlyOnce, interval: a.config.CommitInterval,
 			txnTimeout: a.config.TransactionTimeout, session: a.config.SessionTimeout, burstBytes: bound,
 		}),
-		over: make(chan struct{}), tasks: map[task.ID]*running{}, open: new(burst), ahead: map[uint64][]*burst{}, meter: a.metrics.worker(id),
+		over: make(chan struct{}), tasks: map[task.ID]*running{}, ahead: map[uint64][]*burst{}, meter: a.metrics.worker(id),
 		most: int64(2 * bound),
 	}
+	w.open = w.newBurst()
 	return w
 }
 
@@ -566,7 +569,7 @@ func (w *worker) rebuild(e effect) {
 		again = append(again, r)
 	}
 	w.touched, w.bytes, w.asked = nil, 0, false
-	w.open, w.queued, w.unacked = new(burst), nil, 0
+	w.open, w.queued, w.unacked = w.newBurst(), nil, 0
 	clear(w.ahead)
 	w.log.Warn("a commit was given up: its work is done again", "why", e.err, "verdict", e.verdict.String(), "doubt", e.tail)
 	w.meter.aborted.Add(1)
@@ -729,17 +732,21 @@ func (w *worker) fail(r *running, err error) {
 
 // free keeps a burst to be used again. Nobody may hold anything of it.
 func (w *worker) free(b *burst) {
-	if b == nil || len(w.spares) >= mostSpares {
+	if b == nil {
 		return
 	}
 	b.reset()
-	w.spares = append(w.spares, b)
+	if len(w.spares) < mostSpares {
+		w.spares = append(w.spares, b)
+	}
 }
 
 func (w *worker) newBurst() *burst {
 	n := len(w.spares)
 	if n == 0 {
-		return new(burst)
+		b := new(burst)
+		b.out.Use(&w.memory)
+		return b
 	}
 	b := w.spares[n-1]
 	w.spares = w.spares[:n-1]

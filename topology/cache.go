@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
@@ -377,7 +376,7 @@ func (r *rowCache) forget(id uint32) {
 	}
 }
 
-// flushing is a list of rows as they were when their flush began. Its memory is that of all flushes.
+// flushing is a list of rows as they were when their flush began.
 type flushing struct {
 	chunks []*[flushedChunk]flushedRow
 	n      int
@@ -394,13 +393,10 @@ type flushedRow struct {
 
 const flushedChunk = 256
 
-// flushedChunks are chunks without rows in them that no flush has.
-var flushedChunks = sync.Pool{New: func() any { return new([flushedChunk]flushedRow) }}
-
 // add notes a row.
 func (f *flushing) add(r *rowCache, id uint32) {
 	if f.n == len(f.chunks)*flushedChunk {
-		f.chunks = append(f.chunks, flushedChunks.Get().(*[flushedChunk]flushedRow))
+		f.chunks = append(f.chunks, f.arena.from().flushed.get())
 	}
 	row := f.at(f.n)
 	f.n++
@@ -425,7 +421,7 @@ func (row *flushedRow) held() heldRow {
 func (f *flushing) free() {
 	for _, chunk := range f.chunks {
 		clear(chunk[:])
-		flushedChunks.Put(chunk)
+		f.arena.memory.flushed.put(chunk)
 	}
 	f.arena.reset()
 }
@@ -437,7 +433,7 @@ func (r *rowCache) flushAll(evicted uint32) error {
 		return nil
 	}
 	r.forgetOvertaken()
-	var f flushing
+	f := flushing{arena: arena{memory: r.c.out.arena.from()}}
 	defer f.free()
 	if evicted != 0 {
 		f.add(r, evicted)

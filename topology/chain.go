@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"sync"
 	"time"
 
 	"github.com/eddyline/eddyline/serde"
@@ -51,13 +50,43 @@ type Outbox struct {
 
 const outboxChunk = 256
 
-// outboxChunks are chunks without records in them that no outbox has.
-var outboxChunks = sync.Pool{New: func() any { return new([outboxChunk]Output) }}
+// Memory is what the outboxes of one goroutine take their memory from, and what they give it back to. The zero Memory has
+// none yet.
+type Memory struct {
+	outputs spares[[outboxChunk]Output]
+	bytes   spares[[chunkBytes]byte]
+	flushed spares[[flushedChunk]flushedRow]
+}
+
+// spares are pieces of memory that nobody has.
+type spares[T any] struct{ list []*T }
+
+// mostSpares is how many pieces are kept: some megabytes.
+const mostSpares = 128
+
+func (s *spares[T]) get() *T {
+	n := len(s.list)
+	if n == 0 {
+		return new(T)
+	}
+	piece := s.list[n-1]
+	s.list[n-1], s.list = nil, s.list[:n-1]
+	return piece
+}
+
+func (s *spares[T]) put(piece *T) {
+	if len(s.list) < mostSpares {
+		s.list = append(s.list, piece)
+	}
+}
+
+// Use has an empty outbox take its memory from m. Without it, it has some of its own.
+func (o *Outbox) Use(m *Memory) { o.arena.memory = m }
 
 // Add appends a record, whose bytes must live as long as the outbox keeps it.
 func (o *Outbox) Add(out Output) {
 	if o.n == len(o.chunks)*outboxChunk {
-		o.chunks = append(o.chunks, outboxChunks.Get().(*[outboxChunk]Output))
+		o.chunks = append(o.chunks, o.arena.from().outputs.get())
 	}
 	o.chunks[o.n/outboxChunk][o.n%outboxChunk] = out
 	o.n++
@@ -74,11 +103,11 @@ func (o *Outbox) From(i int) iter.Seq[*Output] {
 	}
 }
 
-// Reset empties the outbox and gives its memory to whichever needs some next: nobody may hold a record of it any more.
+// Reset empties the outbox and gives its memory back: nobody may hold a record of it any more.
 func (o *Outbox) Reset() {
 	o.Truncate(0)
 	for i, chunk := range o.chunks {
-		outboxChunks.Put(chunk)
+		o.arena.from().outputs.put(chunk)
 		o.chunks[i] = nil
 	}
 	o.chunks = o.chunks[:0]
@@ -608,17 +637,23 @@ type arena struct {
 	chunks []*[chunkBytes]byte
 	buf    []byte // of the last chunk, as long as what is used of it
 	used   int
+	memory *Memory // nil: none was needed yet
 }
 
 const chunkBytes = 64 << 10
 
-// arenaChunks are chunks that no arena has.
-var arenaChunks = sync.Pool{New: func() any { return new([chunkBytes]byte) }}
+// from returns where memory comes from.
+func (a *arena) from() *Memory {
+	if a.memory == nil {
+		a.memory = new(Memory)
+	}
+	return a.memory
+}
 
 // tail returns an empty slice over the free memory of the chunk at hand.
 func (a *arena) tail() []byte {
 	if cap(a.buf)-len(a.buf) < 1<<10 {
-		chunk := arenaChunks.Get().(*[chunkBytes]byte)
+		chunk := a.from().bytes.get()
 		a.chunks, a.buf = append(a.chunks, chunk), chunk[:0]
 	}
 	return a.buf[len(a.buf):len(a.buf):cap(a.buf)]
@@ -643,7 +678,7 @@ func (a *arena) copy(b []byte) []byte {
 
 func (a *arena) reset() {
 	for i, chunk := range a.chunks {
-		arenaChunks.Put(chunk)
+		a.memory.bytes.put(chunk)
 		a.chunks[i] = nil
 	}
 	a.chunks, a.buf, a.used = a.chunks[:0], nil, 0
