@@ -24,7 +24,7 @@ type limits struct {
 
 const (
 	assumedBatchBytes = 1_000_012 // where the topic does not tell: a little less than the brokers' default of max.message.bytes
-	mostBatchBytes    = mostBurst // sent whatever the topic takes
+	mostBatchBytes    = 16 << 20  // sent whatever the topic takes
 )
 
 func newLimits(client *kgo.Client, timeout time.Duration, log logger) *limits {

@@ -344,8 +344,9 @@ type transmission struct {
 	err           error // written once, before left gets to zero
 }
 
-// done is called for each record of a run, in one goroutine. A client whose id failed in some ways asks for another and goes on in the middle of a
-// transaction, which leaves out what was acknowledged before: such an acknowledgement counts as none.
+// done is called for each record of a run, in one goroutine. A client whose id failed in some ways asks for another and
+// goes on in the middle of a transaction, which leaves out what was acknowledged before: such an acknowledgement counts as
+// none.
 func (s *transmission) done(run run, r *kgo.Record, err error) {
 	switch {
 	case err != nil:
