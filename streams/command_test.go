@@ -209,7 +209,7 @@ func TestCompletion(t *testing.T) {
 	}
 	bash, err := exec.LookPath("bash")
 	if err != nil {
-		t.Skip("run it where bash is installed, which completes the commands here")
+		t.Skip("bash is not installed: install it, and set PATH so that it is found")
 	}
 	for line, want := range map[string]string{"app desc": "describe", "app describe --js": "--json"} {
 		words := strings.Fields(line)

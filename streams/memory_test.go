@@ -6,11 +6,14 @@ import (
 	"os/exec"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
@@ -22,7 +25,7 @@ func resident(t *testing.T) float64 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		t.Skip("run it on a system that has /proc/self/status, as Linux does:", err)
+		t.Skipf("/proc is not mounted (%v): mount it; only Linux has it", err)
 	}
 	for line := range strings.Lines(string(b)) {
 		var kb float64
@@ -30,7 +33,7 @@ func resident(t *testing.T) float64 {
 			return kb * 1024
 		}
 	}
-	t.Skip("run it on a system whose /proc/self/status has RssAnon, as Linux does")
+	t.Skip("/proc/self/status has no RssAnon: set up a Linux since 4.5, which has it")
 	return 0
 }
 
@@ -149,6 +152,58 @@ func TestInputIsPaused(t *testing.T) {
 	}
 	close(enough)
 	eventually(t, time.Minute, "everything is processed", func() bool { return queued() == 0 })
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOutputsArePaused has a broker take no output for a while. An at-least-once worker waits with what it holds, and sends
+// the rest later.
+func TestOutputsArePaused(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "lines", "out"),
+		kfake.BrokerConfigs(map[string]string{"group.initial.rebalance.delay.ms": "0"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	const records = 640
+	value := []byte(strings.Repeat("x", 32<<10)) // 20 MB together
+	var lines []*kgo.Record
+	for i := range records {
+		lines = append(lines, &kgo.Record{Topic: "lines", Key: fmt.Append(nil, i), Value: value})
+	}
+	send(t, cluster.ListenAddrs(), lines...)
+	enough := make(chan struct{})
+	cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		cluster.SleepControl(func() { <-enough })
+		return nil, nil, false
+	})
+	c := testConfig(cluster.ListenAddrs())
+	c.MemoryBytes, c.Workers, c.Guarantee = leastMemoryBytes, 1, AtLeastOnce
+	b := topology.New()
+	var done atomic.Int64
+	b.Stream(topology.NewTopic("lines", serde.String, serde.String)).MapValues(func(v string) string {
+		done.Add(int64(len(v)))
+		return v + "!"
+	}).To(topology.NewTopic("out", serde.String, serde.String))
+	a, stop := runApp(t, graphOf(t, b), c)
+	ready(t, a)
+	most, still := int64(0), time.Now()
+	eventually(t, time.Minute, "nothing more is processed", func() bool {
+		if n := done.Load(); n > most {
+			most, still = n, time.Now()
+		}
+		return most > 0 && time.Since(still) > 4*fetchWait
+	})
+	// What is not acknowledged, and what is written meanwhile, each with the record that exceeds it.
+	if limit := 2 * int64(a.config.memory().burst+len(value)); most > limit {
+		t.Errorf("%d bytes were processed though none was acknowledged, want at most %d", most, limit)
+	}
+	close(enough)
+	if got := receive(t, cluster.ListenAddrs(), "out", records); len(got) != records {
+		t.Errorf("%d records came, want %d", len(got), records)
+	}
 	if err := stop(); err != nil {
 		t.Error(err)
 	}

@@ -18,7 +18,8 @@ import (
 	"github.com/eddyline/eddyline/topology"
 )
 
-// burst is what the tasks of a worker send between two seals. Its memory is used again once the records are committed.
+// burst is what the tasks of a worker send between two seals, or at a time where they do not wait for one. The outbox's
+// memory is taken back once the records are acknowledged for good.
 type burst struct {
 	out   topology.Outbox
 	parts []part // which task wrote what of out, in order
@@ -61,13 +62,6 @@ func (b *burst) collect(r *running) {
 func (b *burst) drop(r *running) {
 	b.collect(r)
 	b.parts = slices.DeleteFunc(b.parts, func(p part) bool { return p.r == r })
-}
-
-// reset empties the burst and takes its memory back.
-func (b *burst) reset() {
-	b.out.Reset()
-	clear(b.parts)
-	b.parts, b.bytes, b.count, b.sent = b.parts[:0], 0, 0, b.sent[:0]
 }
 
 // empty reports whether nothing was written.

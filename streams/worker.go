@@ -46,7 +46,6 @@ type worker struct {
 	queued   []*burst            // and those that no send has taken yet
 	unacked  int                 // bytes of both
 	sent     time.Time           // when the last was
-	spares   []*burst            // to be used again
 	memory   topology.Memory     // of bursts
 	waiting  []func()            // called when nothing of a task that may be opened again is on its way
 	wall     int64               // what the wall clock showed last, in milliseconds; 0: it was not looked at
@@ -67,7 +66,6 @@ const (
 	sliceBytes   = 256 << 10 // of a confirmed buffer, likewise
 	aheadBytes   = 256 << 10 // are sent ahead at once
 	aheadWait    = 5 * time.Millisecond
-	mostSpares   = 2
 	fullDiskWait = 200 * time.Millisecond
 )
 
@@ -232,12 +230,10 @@ func (w *worker) sendAhead(busy bool) {
 			sent = true
 		}
 	}
-	if !sent {
-		w.free(b)
-		return
+	if sent {
+		w.queued = append(w.queued, b)
+		w.unacked += b.bytes
 	}
-	w.queued = append(w.queued, b)
-	w.unacked += b.bytes
 }
 
 // punctuate runs what the wall clock has made due.
@@ -283,7 +279,7 @@ func (w *worker) load() load {
 // without a word.
 func (w *worker) wake() time.Time {
 	at := earlier(w.commit.wake(w.load()), time.Now().Add(w.app.config.HeartbeatInterval))
-	if ms, ok := w.due(); ok && !w.app.paused.Load() && w.pending <= w.most {
+	if ms, ok := w.due(); ok && !w.app.paused.Load() && w.mayStep() {
 		at = earlier(at, time.Now().Add(time.Duration(ms-w.app.wall())*time.Millisecond))
 	}
 	if len(w.applying) > 0 {
@@ -402,7 +398,7 @@ func (w *worker) warn(e effect) {
 	w.log.Warn("commit", "error", e.err)
 }
 
-// take notes which bursts a send has in it, to free them when it is acknowledged.
+// take notes which bursts a send has in it, whose memory is taken back when it is acknowledged.
 func (w *worker) take(e effect) {
 	n := 0
 	for _, records := range e.records {
@@ -424,7 +420,7 @@ func (a answered) take(w *worker) {
 		w.unacked -= b.bytes
 		if a.err == nil {
 			w.meter.delivered(b, time.Now())
-			w.free(b)
+			b.out.Reset()
 		}
 	}
 	delete(w.ahead, a.op)
@@ -451,7 +447,6 @@ func (w *worker) seal(why cause) {
 	w.touched, w.bytes, w.asked = w.touched[:0], 0, false
 	w.open = w.newBurst()
 	if len(s.parts) == 0 {
-		w.free(s.burst)
 		s = nil
 	}
 	w.sealing = s
@@ -506,7 +501,7 @@ func (w *worker) confirm(e effect) {
 	}
 	w.meter.committed(e.batch.cause, now.Sub(e.batch.sealed))
 	w.meter.delivered(s.burst, now)
-	w.free(s.burst)
+	s.burst.out.Reset()
 	w.commit.answered(now, answer{op: e.op})
 	for w.pending > w.most && w.apply() {
 	}
@@ -730,26 +725,9 @@ func (w *worker) fail(r *running, err error) {
 	w.app.notes.put(uncaught{err, r.id, r.owner.epoch})
 }
 
-// free keeps a burst to be used again. Nobody may hold anything of it.
-func (w *worker) free(b *burst) {
-	if b == nil {
-		return
-	}
-	b.reset()
-	if len(w.spares) < mostSpares {
-		w.spares = append(w.spares, b)
-	}
-}
-
 func (w *worker) newBurst() *burst {
-	n := len(w.spares)
-	if n == 0 {
-		b := new(burst)
-		b.out.Use(&w.memory)
-		return b
-	}
-	b := w.spares[n-1]
-	w.spares = w.spares[:n-1]
+	b := new(burst)
+	b.out.Use(&w.memory)
 	return b
 }
 

@@ -419,8 +419,8 @@ func (row *flushedRow) held() heldRow {
 
 // free gives the memory back.
 func (f *flushing) free() {
-	for _, chunk := range f.chunks {
-		clear(chunk[:])
+	for i, chunk := range f.chunks {
+		clear(chunk[:min(flushedChunk, f.n-i*flushedChunk)])
 		f.arena.memory.flushed.put(chunk)
 	}
 	f.arena.reset()

@@ -114,10 +114,10 @@ func (o *Outbox) Reset() {
 	o.arena.reset()
 }
 
-// Len and Truncate are a savepoint of the records: what came after it is dropped.
+// Len returns how many records there are.
 func (o *Outbox) Len() int { return o.n }
 
-// Truncate drops the records from the n-th on.
+// Truncate drops the records from the n-th on, which is how many there were at a savepoint.
 func (o *Outbox) Truncate(n int) {
 	for at := n; at < o.n; {
 		chunk := o.chunks[at/outboxChunk][at%outboxChunk:]

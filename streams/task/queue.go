@@ -35,6 +35,7 @@ func (q *queue) empty() bool { return !q.ready }
 
 // add appends records, and keeps the slice until they are processed.
 func (q *queue) add(records []topology.Input) {
+	q.release() // also where every record is left out, so that none is ever polled
 	for i := range records {
 		q.bytes += Size(&records[i])
 	}
@@ -97,7 +98,7 @@ func (q *queue) drop() {
 	q.at++
 }
 
-// release gives back the slices that are used up, so that nothing holds what is processed.
+// release gives back the slices that are used up, so that nothing holds what is processed. No Step may be under way.
 func (q *queue) release() {
 	for i, records := range q.used {
 		q.used[i] = nil

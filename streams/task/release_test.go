@@ -69,4 +69,13 @@ func TestRelease(t *testing.T) {
 	if released != 4 {
 		t.Errorf("%d lists were given back, want 4: the last one is still held", released)
 	}
+	for range 10 {
+		if err := tk.Add(in, []topology.Input{{Topic: "in", Offset: offset, Value: []byte("bad")}}); err != nil {
+			t.Fatal(err)
+		}
+		offset++
+	}
+	if released < 4+8 {
+		t.Errorf("of ten lists of records that were all left out %d were given back", released-4)
+	}
 }
