@@ -96,7 +96,7 @@ func (p *producers) dispose(s slot) {
 
 func (p *producers) launch(s slot) *producer {
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &producer{producers: p, slot: s, ctx: ctx, cancel: cancel, effects: newInbox[effect]()}
+	c := &producer{producers: p, slot: s, ctx: ctx, cancel: cancel, effects: newInbox[effect](), topics: map[string]bool{}}
 	if s != slotPlain {
 		c.id = transactionalID{p.cfg.application, p.cfg.identity, p.cfg.worker, s.String()}.String()
 		c.wire.lost = func() {
@@ -122,7 +122,10 @@ type producer struct {
 	effects *inbox[effect]
 	client  *kgo.Client
 	begun   bool
-	current producerEpoch // of the transaction that is open, or the last one
+	current producerEpoch   // of the transaction that is open, or the last one
+	topics  map[string]bool // that the client has sent to
+	topic   string          // the last of them
+	added   bool            // some came with the transaction that is open
 }
 
 // producerEpoch is what the broker knows a producer by.
@@ -312,7 +315,21 @@ func (c *producer) send(e effect) {
 	}
 	for _, run := range e.records {
 		promise := func(r *kgo.Record, err error) { s.done(run, r, err) }
-		run.each(func(r *kgo.Record) { c.client.Produce(ctx, r, promise) })
+		run.each(func(r *kgo.Record) {
+			c.addTopic(r.Topic)
+			c.client.Produce(ctx, r, promise)
+		})
+	}
+}
+
+// addTopic notes that the client is given a record of a topic.
+func (c *producer) addTopic(topic string) {
+	if topic == c.topic {
+		return
+	}
+	c.topic = topic
+	if !c.topics[topic] {
+		c.topics[topic], c.added = true, true
 	}
 }
 
@@ -496,9 +513,17 @@ func (c *producer) end() error {
 	if err := c.same(); err != nil {
 		return errors.Join(kerr.OperationNotAttempted, err)
 	}
-	c.begun = false
+	if c.added {
+		c.noteTopics()
+	}
+	c.begun, c.added = false, false
 	return c.client.EndTransaction(c.ctx, kgo.TryCommit)
 }
+
+// noteTopics waits until the client has noted the partitions of its topics down. It sends the first records of a topic
+// before that, and a transaction that ends in between is one without partitions to it, which it aborts and reports as
+// committed (docs/design/0005). To purge a topic, it waits for a turn between two updates.
+func (c *producer) noteTopics() { c.client.PurgeTopicsFromProducing("") }
 
 // endRaw commits the transaction that consists of raw requests.
 func (c *producer) endRaw() error {

@@ -319,6 +319,79 @@ func TestProducersCommit(t *testing.T) {
 	})
 }
 
+// TestProducersCommitTopicNewToClient commits a transaction while the client has not come to note down the partitions of a
+// topic, of which a record was acknowledged already. It then takes the transaction for one without records.
+func TestProducersCommitTopicNewToClient(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	held := &heldHook{hold: make(chan struct{})}
+	b := newBench(t, cluster.ListenAddrs()[0], kgo.WithHooks(held))
+	topic := b.app + "-new"
+	if _, err := b.admin.CreateTopic(t.Context(), 16, 1, nil, topic); err != nil {
+		t.Fatal(err)
+	}
+	b.must(effect{do: doStart, slot: slotFirst})
+	client, elsewhere := b.producers.slots[slotFirst].client, b.elsewhere(topic)
+
+	asked, answer := make(chan struct{}), make(chan struct{}) // whether the client asks for partitions, and is to be told
+	cluster.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		if topics := req.(*kmsg.MetadataRequest).Topics; len(topics) == 1 && *topics[0].Topic == topic {
+			cluster.DropControl()
+			close(asked)
+			cluster.SleepControl(func() { <-answer })
+		}
+		return nil, nil, false
+	})
+	b.lastOp++
+	b.producers.do(effect{do: doSend, op: b.lastOp, slot: slotFirst, records: runs(b.records(topic, 0, 1))})
+	<-asked
+	ctx, cancel := context.WithCancel(t.Context())
+	last := &kgo.Record{Topic: topic, Partition: elsewhere, Key: []byte("held")} // it is not sent: see cancel
+	client.Produce(ctx, last, nil)
+	close(answer)
+	if a := <-b.answers; a.err != nil {
+		t.Fatal(a.err)
+	}
+	cancel()
+	if a := b.offsets(slotFirst, 1); a.err != nil {
+		t.Fatal(a.err)
+	}
+	time.AfterFunc(200*time.Millisecond, func() { close(held.hold) }) // so long nothing keeps a commit that does not wait
+	b.must(effect{do: doEnd, slot: slotFirst})
+	b.wantCommitted(topic, 1)
+	b.wantOffset(1)
+}
+
+// heldHook holds a client up when it has a partition for the record with the key "held".
+type heldHook struct{ hold chan struct{} }
+
+func (h *heldHook) OnProduceRecordPartitioned(r *kgo.Record, _ int32) {
+	if string(r.Key) == "held" {
+		<-h.hold
+	}
+}
+
+// elsewhere returns a partition of a topic whose leader is not that of the first one.
+func (b *bench) elsewhere(topic string) int32 {
+	b.Helper()
+	topics, err := b.admin.ListTopics(b.Context(), topic)
+	if err != nil {
+		b.Fatal(err)
+	}
+	partitions := topics[topic].Partitions
+	for _, p := range partitions.Sorted() {
+		if p.Leader != partitions[0].Leader {
+			return p.Partition
+		}
+	}
+	b.Fatalf("one broker leads all of %s", topic)
+	return 0
+}
+
 func TestProducersAbort(t *testing.T) {
 	onBrokers(t, func(b *bench) {
 		b.must(effect{do: doStart, slot: slotFirst})
