@@ -63,7 +63,7 @@ func TestWordsSurvive(t *testing.T) {
 	})
 }
 
-// TestQuick holds what the documentation says about how long tests take. The best of several runs counts: the machine may
+// TestQuick holds what the documentation says about how long tests take. The best of up to 100 runs counts: the machine may
 // have other things to do.
 func TestQuick(t *testing.T) {
 	if testing.Short() {
@@ -72,10 +72,9 @@ func TestQuick(t *testing.T) {
 	for _, test := range []struct {
 		what string
 		most time.Duration
-		runs int
 		run  func(t *testing.T)
 	}{
-		{"a driver test of word count", time.Millisecond, 100, func(t *testing.T) {
+		{"a driver test of word count", time.Millisecond, func(t *testing.T) {
 			d := testkit.New(t, wordCount())
 			d.Input(lines).Send("", "row row your boat")
 			d.Output(counts).Want("row", 1)
@@ -83,10 +82,10 @@ func TestQuick(t *testing.T) {
 			d.Output(counts).Want("your", 1)
 			d.Output(counts).Want("boat", 1)
 		}},
-		{"a cluster test with three instances, a crash and a rebalance", 100 * time.Millisecond, 10, TestCrash},
+		{"a cluster test with three instances, a crash and a rebalance", 100 * time.Millisecond, TestCrash},
 	} {
 		best := time.Hour
-		for range test.runs {
+		for n := 0; n < 100 && best > test.most; n++ {
 			began := time.Now()
 			test.run(t)
 			best = min(best, time.Since(began))
