@@ -3,17 +3,15 @@ package state
 // Recent holds values by key, and the order in which keys were used last. Nothing in it is a pointer for each key. Keys
 // have ids from 1 on; 0 is none. An id is good until Remove, and the last that was removed is the next that Add gives.
 type Recent struct {
-	t    table
-	ring []neighbours // by id; those of 0 are the first and the last of all
+	t              table // in an entry, change is the key used last before it, undo the one used next, timestamp its marks
+	oldest, newest uint32
 }
 
-type neighbours struct{ older, newer uint32 }
-
-// Value is a value that [Recent.Set] or [Recent.Remove] took out. Its bytes stay as they are until [Recent.Free].
-type Value struct {
-	at     ref
-	length uint32
-	none   bool
+// Place is where a key and its value lie. What [Recent.Set] or [Recent.Remove] took out stays as it is until [Recent.Free].
+type Place struct {
+	key, value       ref
+	keyLen, valueLen uint32
+	none             bool // no value
 }
 
 // Find returns the id of key, or 0.
@@ -23,23 +21,20 @@ func (r *Recent) Find(key []byte) uint32 { return r.t.find(hashKey(key), key) }
 func (r *Recent) Add(key []byte) uint32 {
 	id := r.t.add(hashKey(key), key)
 	r.t.entry(id).what = absent
-	for int(id) >= len(r.ring) {
-		r.ring = append(r.ring, neighbours{})
-	}
 	r.link(id)
 	return id
 }
 
-// Remove takes a key out, and returns its value.
-func (r *Recent) Remove(id uint32) Value {
-	v := r.take(id)
+// Remove takes a key out, with its value.
+func (r *Recent) Remove(id uint32) Place {
+	p := r.At(id)
 	r.unlink(id)
-	r.t.remove(id)
-	return v
+	r.t.unplace(id)
+	return p
 }
 
 // Set gives a key a value, nil for none, and returns the one it had.
-func (r *Recent) Set(id uint32, value []byte) Value {
+func (r *Recent) Set(id uint32, value []byte) Place {
 	old := r.take(id)
 	e := r.t.entry(id)
 	e.value, e.valueLen, e.what = r.t.slab.put(value), uint32(len(value)), present
@@ -49,67 +44,105 @@ func (r *Recent) Set(id uint32, value []byte) Value {
 	return old
 }
 
-// Restore gives a key a value back that was not freed, and frees the one it has.
-func (r *Recent) Restore(id uint32, v Value) {
+// Restore gives a key a value back that was not freed, and frees the one it has, and the key that was taken out with it.
+func (r *Recent) Restore(id uint32, p Place) {
 	r.Free(r.take(id))
+	r.t.slab.release(p.key, p.keyLen)
 	e := r.t.entry(id)
-	e.value, e.valueLen, e.what = v.at, v.length, present
-	if v.none {
+	e.value, e.valueLen, e.what = p.value, p.valueLen, present
+	if p.none {
 		e.what = absent
 	}
 }
 
-func (r *Recent) take(id uint32) Value {
+func (r *Recent) take(id uint32) Place {
+	p := r.At(id)
+	p.key, p.keyLen = 0, 0
 	e := r.t.entry(id)
-	v := Value{e.value, e.valueLen, e.what == absent}
 	e.value, e.valueLen, e.what = 0, 0, absent
-	return v
+	return p
 }
 
-// Free gives the memory of a value back.
-func (r *Recent) Free(v Value) { r.t.slab.release(v.at, v.length) }
+// Free gives the memory of what was taken out back.
+func (r *Recent) Free(p Place) {
+	r.t.slab.release(p.key, p.keyLen)
+	r.t.slab.release(p.value, p.valueLen)
+}
 
-// Key returns a key, until it is removed.
+// At returns where a key and its value lie, until they are freed.
+func (r *Recent) At(id uint32) Place {
+	e := r.t.entry(id)
+	return Place{e.key, e.value, e.keyLen, e.valueLen, e.what == absent}
+}
+
+// KeyOf returns the key of a place, empty for a value that Set took out.
+func (r *Recent) KeyOf(p Place) []byte { return r.t.slab.get(p.key, p.keyLen) }
+
+// ValueOf returns the value of a place, nil for none.
+func (r *Recent) ValueOf(p Place) []byte {
+	if p.none {
+		return nil
+	}
+	return r.t.slab.get(p.value, p.valueLen)
+}
+
+// Key returns a key, until it is freed.
 func (r *Recent) Key(id uint32) []byte { return r.t.key(id) }
 
 // Get returns a key's value, nil for none. It stays as it is until it is freed.
-func (r *Recent) Get(id uint32) []byte {
-	e := r.t.entry(id)
-	if e.what == absent {
-		return nil
-	}
-	return r.t.slab.get(e.value, e.valueLen)
+func (r *Recent) Get(id uint32) []byte { return r.ValueOf(r.At(id)) }
+
+// Marks returns two numbers that are kept with a key, both 0 at first.
+func (r *Recent) Marks(id uint32) (a, b uint32) {
+	marks := uint64(r.t.entry(id).timestamp)
+	return uint32(marks), uint32(marks >> 32)
+}
+
+// SetMarks keeps two numbers with a key.
+func (r *Recent) SetMarks(id, a, b uint32) {
+	r.t.entry(id).timestamp = int64(uint64(b)<<32 | uint64(a))
 }
 
 // Use makes a key the one used last.
 func (r *Recent) Use(id uint32) {
-	r.unlink(id)
-	r.link(id)
+	if id != r.newest {
+		r.unlink(id)
+		r.link(id)
+	}
 }
 
 // Oldest returns the key that was not used for the longest time, or 0.
-func (r *Recent) Oldest() uint32 {
-	if len(r.ring) == 0 {
-		return 0
-	}
-	return r.ring[0].newer
-}
+func (r *Recent) Oldest() uint32 { return r.oldest }
 
 // Next returns the key used next after id, the oldest one after 0; 0 is the end.
 func (r *Recent) Next(id uint32) uint32 {
-	if len(r.ring) == 0 {
-		return 0
+	if id == 0 {
+		return r.oldest
 	}
-	return r.ring[id].newer
+	return r.t.entry(id).undo
 }
 
 func (r *Recent) link(id uint32) {
-	last := r.ring[0].older
-	r.ring[id] = neighbours{older: last}
-	r.ring[last].newer, r.ring[0].older = id, id
+	e := r.t.entry(id)
+	e.change, e.undo = r.newest, 0
+	if r.newest != 0 {
+		r.t.entry(r.newest).undo = id
+	} else {
+		r.oldest = id
+	}
+	r.newest = id
 }
 
 func (r *Recent) unlink(id uint32) {
-	n := r.ring[id]
-	r.ring[n.older].newer, r.ring[n.newer].older = n.newer, n.older
+	e := r.t.entry(id)
+	if e.change != 0 {
+		r.t.entry(e.change).undo = e.undo
+	} else {
+		r.oldest = e.undo
+	}
+	if e.undo != 0 {
+		r.t.entry(e.undo).change = e.change
+	} else {
+		r.newest = e.change
+	}
 }

@@ -121,13 +121,19 @@ func (t *table) grow() {
 
 // remove deletes an entry whose value was released.
 func (t *table) remove(id uint32) {
+	e := *t.entry(id)
+	t.unplace(id)
+	t.slab.release(e.key, e.keyLen)
+}
+
+// unplace deletes an entry, but for its key and value in the slab.
+func (t *table) unplace(id uint32) {
 	if t.order.on {
 		t.order.remove(t, id)
 	}
 	if t.groups.on {
 		t.groups.remove(id)
 	}
-	e := t.entry(id)
 	mask := uint32(len(t.slots) - 1)
 	i := hashKey(t.key(id)) & mask
 	for t.slots[i].id != id {
@@ -145,8 +151,7 @@ func (t *table) remove(id uint32) {
 		}
 	}
 	t.slots[i] = slot{}
-	t.slab.release(e.key, e.keyLen)
-	*e = entry{undo: t.free, what: freed}
+	*t.entry(id) = entry{undo: t.free, what: freed}
 	t.free = id
 }
 

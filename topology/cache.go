@@ -24,18 +24,17 @@ type recordCache struct {
 type rowCache struct {
 	c       *Chain
 	of      *recordCache
-	held    state.Recent
-	rows    []cachedRow        // by id, less one
+	held    state.Recent       // with marks: place in updates of what has not gone on, and in topics of the record's, from 1 on
 	headers map[uint32]Headers // of the rows that have any
-	inputs  map[uint32]*Input  // that a [cause] does not stand for
-	topics  []string           // of causes
-	updates []rowUpdate        // of dirty rows, in order; one that was overtaken is not its row's last
+	inputs  map[uint32]*Input  // that an update does not stand for
+	topics  []string           // of records
+	updates []rowUpdate        // of dirty rows, in order, and such as were overtaken
 	dirty   int
 	last    int64 // number of the last update
 	step    uint64
-	undo    []rowUndo   // what this Step changed, for a rollback
-	removed []byte      // keys of undo
-	gone    []rowUpdate // that undo says went to the store
+	undo    []rowUndo     // what this Step changed, for a rollback
+	gone    []rowUpdate   // that undo says went to the store
+	places  []state.Place // memory of a flush
 	// overhead is how many bytes a key of the store has more than one here.
 	overhead int
 	// flush writes a row to the store, and forwards its change. The row is not in the cache's hands meanwhile.
@@ -61,35 +60,27 @@ func (r *heldRow) logged(tagged bool) state.Meta {
 	return m
 }
 
-// cachedRow is what is known of a row beside its key and value.
-type cachedRow struct {
-	update    int64 // number of the last update; 0: the row has gone on
-	bytes     int64
-	timestamp int64
-	cause     cause
-}
-
-// cause is the record that caused an update, as far as it has neither headers nor dead letters. Many are kept.
-type cause struct {
-	offset, timestamp      int64
-	partition, leaderEpoch int32
-	topic                  int32 // place in rowCache.topics, from 1 on; 0: it is in rowCache.inputs, or there is none
-}
-
+// rowUpdate is an update of a row that has not gone on, with the record that caused it, as far as that has neither headers
+// nor dead letters. Many are kept.
 type rowUpdate struct {
-	id     uint32
-	number int64
+	number                 int64 // of all updates of the store
+	timestamp              int64
+	offset, recordTime     int64
+	partition, leaderEpoch int32
+	id                     uint32
+	topic                  uint32 // place in rowCache.topics, from 1 on; 0: the record is in rowCache.inputs, or there is none
 }
 
 // rowUndo takes back a change of a row: that it was made, changed, or removed.
 type rowUndo struct {
 	kind    undoKind
 	id      uint32
-	row     cachedRow // as it was
-	value   state.Value
+	topic   uint32      // mark of the row, as it was
+	n       int         // how many of rowCache.gone
+	update  rowUpdate   // that had not gone on; number 0: none
+	place   state.Place // what was taken out
 	headers Headers
 	in      *Input
-	n       int // the length of a removed one's key, or how many of rowCache.gone
 }
 
 type undoKind uint8
@@ -174,20 +165,19 @@ func (r *rowCache) get(key []byte) (value []byte, ok bool) {
 // hold keeps an update back.
 func (r *rowCache) hold(key, value []byte, m state.Meta) error {
 	id := r.change(key, value)
-	row := r.row(id)
-	row.timestamp = m.Timestamp
 	r.setHeaders(id, m.Headers)
-	r.remember(id)
-	if row.update == 0 {
+	if at, _ := r.held.Marks(id); at == 0 {
 		r.dirty++
 	}
 	r.last++
-	row.update = r.last
-	r.updates = append(r.updates, rowUpdate{id, r.last})
-	if len(r.updates) > 2*r.dirty+1024 {
+	u, topic := r.remember(id)
+	u.number, u.id, u.timestamp = r.last, id, m.Timestamp
+	r.updates = append(r.updates, u)
+	r.held.SetMarks(id, uint32(len(r.updates)), topic)
+	if len(r.updates) > r.dirty+r.dirty/2+1024 {
 		r.forgetOvertaken()
 	}
-	r.size(id)
+	r.of.used += r.bytes(id)
 	return r.evict()
 }
 
@@ -195,13 +185,11 @@ func (r *rowCache) hold(key, value []byte, m state.Meta) error {
 func (r *rowCache) keep(key, value []byte) ([]byte, error) {
 	id := r.change(key, value)
 	kept := r.held.Get(id)
-	r.size(id)
+	r.of.used += r.bytes(id)
 	return kept, r.evict()
 }
 
-func (r *rowCache) row(id uint32) *cachedRow { return &r.rows[id-1] }
-
-// change gives the row of a key a new value, makes it the one used last, and returns it.
+// change gives the row of a key a new value, makes it the one used last, and returns it. Its bytes are to be counted anew.
 func (r *rowCache) change(key, value []byte) (id uint32) {
 	if id = r.held.Find(key); id == 0 {
 		id = r.add(key)
@@ -209,29 +197,29 @@ func (r *rowCache) change(key, value []byte) (id uint32) {
 		r.held.Set(id, value)
 		return id
 	}
+	r.of.used -= r.bytes(id)
 	r.held.Use(id)
 	u := r.before(wasChanged, id)
-	u.value = r.held.Set(id, value)
+	u.place = r.held.Set(id, value)
 	r.note(u)
 	return id
 }
 
 // add makes a row.
 func (r *rowCache) add(key []byte) (id uint32) {
-	id = r.held.Add(key)
-	for int(id) > len(r.rows) {
-		r.rows = append(r.rows, cachedRow{})
-	}
-	*r.row(id) = cachedRow{}
 	if r.onAdd != nil {
 		r.onAdd(key)
 	}
-	return id
+	return r.held.Add(key)
 }
 
 // before returns how a row is, to be noted.
 func (r *rowCache) before(kind undoKind, id uint32) rowUndo {
-	u := rowUndo{kind: kind, id: id, row: *r.row(id)}
+	at, topic := r.held.Marks(id)
+	u := rowUndo{kind: kind, id: id, topic: topic}
+	if at != 0 {
+		u.update = r.updates[at-1]
+	}
 	if len(r.headers) > 0 {
 		u.headers = r.headers[id]
 	}
@@ -253,15 +241,15 @@ func (r *rowCache) note(u rowUndo) {
 
 func (r *rowCache) forgetUndo() {
 	for i := range r.undo {
-		r.held.Free(r.undo[i].value)
+		r.held.Free(r.undo[i].place)
 	}
 	clear(r.undo)
-	r.undo, r.removed, r.gone = r.undo[:0], r.removed[:0], r.gone[:0]
+	r.undo, r.gone = r.undo[:0], r.gone[:0]
 	if cap(r.undo) > mostUndo {
-		r.undo, r.removed = nil, nil
+		r.undo = nil
 	}
 	if cap(r.gone) > 8*mostUndo {
-		r.gone = nil
+		r.gone, r.places = nil, nil
 	}
 }
 
@@ -277,66 +265,61 @@ func (r *rowCache) setHeaders(id uint32, h Headers) {
 	}
 }
 
-// remember notes the record that is at hand. Its bytes are needed for dead letters only.
-func (r *rowCache) remember(id uint32) {
+// remember returns the record that is at hand, as the cause of an update of a row, and the mark of its topic. Its bytes are
+// needed for dead letters only.
+func (r *rowCache) remember(id uint32) (u rowUpdate, topic uint32) {
 	in := r.c.cur.in
-	row := r.row(id)
-	row.cause = cause{}
 	if len(r.inputs) > 0 {
 		delete(r.inputs, id)
 	}
-	switch {
-	case in == nil:
-	case r.c.DeadLetters == "" && in.Headers.Len() == 0:
-		row.cause = cause{in.Offset, in.Timestamp, in.Partition, in.LeaderEpoch, r.topic(in.Topic)}
-	default:
-		kept := *in
-		kept.Key, kept.Value = nil, nil
-		if r.c.DeadLetters != "" {
-			kept.Key, kept.Value = bytes.Clone(in.Key), bytes.Clone(in.Value)
-		}
-		r.inputs[id] = &kept
+	if in == nil {
+		return u, 0
 	}
+	topic = r.topic(in.Topic)
+	if r.c.DeadLetters == "" && in.Headers.Len() == 0 {
+		return rowUpdate{
+			topic: topic, partition: in.Partition, offset: in.Offset, leaderEpoch: in.LeaderEpoch, recordTime: in.Timestamp,
+		}, topic
+	}
+	kept := *in
+	kept.Key, kept.Value = nil, nil
+	if r.c.DeadLetters != "" {
+		kept.Key, kept.Value = bytes.Clone(in.Key), bytes.Clone(in.Value)
+	}
+	r.inputs[id] = &kept
+	return u, topic
 }
 
-func (r *rowCache) topic(name string) int32 {
+// topic returns the place of a topic in the list.
+func (r *rowCache) topic(name string) uint32 {
 	i := slices.Index(r.topics, name)
 	if i < 0 {
 		i = len(r.topics)
 		r.topics = append(r.topics, strings.Clone(name))
 	}
-	return int32(i + 1)
+	return uint32(i + 1)
 }
 
-// topicOf returns the topic of a row's record, "" for none.
-func (r *rowCache) topicOf(id uint32) string {
-	if c := r.row(id).cause; c.topic > 0 {
-		return r.topics[c.topic-1]
+// bytes counts a row's bytes.
+func (r *rowCache) bytes(id uint32) int64 {
+	p := r.held.At(id)
+	n := int64(rowBytes + r.overhead + len(r.held.KeyOf(p)) + len(r.held.ValueOf(p)))
+	if _, topic := r.held.Marks(id); topic != 0 {
+		n += int64(len(r.topics[topic-1]))
 	}
-	if len(r.inputs) > 0 && r.inputs[id] != nil {
-		return r.inputs[id].Topic
-	}
-	return ""
-}
-
-// size counts a row's bytes anew.
-func (r *rowCache) size(id uint32) {
-	n := int64(rowBytes + r.overhead + len(r.held.Key(id)) + len(r.held.Get(id)) + len(r.topicOf(id)))
 	if len(r.headers) > 0 {
 		for h := range r.headers[id].All() {
 			n += int64(len(h.Key) + len(h.Value))
 		}
 	}
-	row := r.row(id)
-	r.of.used += n - row.bytes
-	row.bytes = n
+	return n
 }
 
 // evict makes room: rows leave until the task's cache is within its bytes, or this store has none left.
 func (r *rowCache) evict() error {
 	for r.of.used > r.of.limit && r.held.Oldest() != 0 {
 		id := r.held.Oldest()
-		if r.row(id).update != 0 {
+		if at, _ := r.held.Marks(id); at != 0 {
 			if err := r.flushAll(id); err != nil {
 				return err
 			}
@@ -349,21 +332,17 @@ func (r *rowCache) evict() error {
 
 // drop takes a row out, with an update that has not gone on.
 func (r *rowCache) drop(id uint32) {
-	key := r.held.Key(id)
 	u := r.before(wasRemoved, id)
-	u.n = len(key)
-	r.note(u)
-	r.removed = append(r.removed, key...)
+	r.of.used -= r.bytes(id)
 	if r.onRemove != nil {
-		r.onRemove(key)
+		r.onRemove(r.held.Key(id))
 	}
-	r.undo[len(r.undo)-1].value = r.held.Remove(id)
+	u.place = r.held.Remove(id)
+	r.note(u)
 	r.forget(id)
-	r.of.used -= u.row.bytes
-	if u.row.update != 0 {
+	if u.update.number != 0 {
 		r.dirty--
 	}
-	*r.row(id) = cachedRow{}
 }
 
 // forget drops what is kept of a row in maps.
@@ -376,54 +355,25 @@ func (r *rowCache) forget(id uint32) {
 	}
 }
 
-// flushing is a list of rows as they were when their flush began.
+// flushing is a list of rows as they were when their flush began. Their bytes stay as they are for a Step.
 type flushing struct {
-	chunks []*[flushedChunk]flushedRow
-	n      int
-	arena  arena // keys and values
+	updates []rowUpdate
+	places  []state.Place
+	headers []Headers // by row; nil: none has any
+	inputs  []*Input  // likewise
 }
 
-type flushedRow struct {
-	key, value []byte // nil: a deletion
-	timestamp  int64
-	cause      cause
-	headers    Headers
-	in         *Input
-}
-
-const flushedChunk = 256
-
-// add notes a row.
-func (f *flushing) add(r *rowCache, id uint32) {
-	if f.n == len(f.chunks)*flushedChunk {
-		f.chunks = append(f.chunks, f.arena.from().flushed.get())
+// add notes the row of an update.
+func (f *flushing) add(r *rowCache, u rowUpdate) {
+	f.places = append(f.places, r.held.At(u.id))
+	if len(r.headers) > 0 || f.headers != nil {
+		f.headers = append(f.headers, make([]Headers, len(f.places)-len(f.headers))...)
+		f.headers[len(f.places)-1] = r.headers[u.id]
 	}
-	row := f.at(f.n)
-	f.n++
-	row.key, row.value = f.arena.copy(r.held.Key(id)), f.arena.copy(r.held.Get(id))
-	row.timestamp, row.cause = r.row(id).timestamp, r.row(id).cause
-	if len(r.headers) > 0 {
-		row.headers = r.headers[id]
+	if len(r.inputs) > 0 || f.inputs != nil {
+		f.inputs = append(f.inputs, make([]*Input, len(f.places)-len(f.inputs))...)
+		f.inputs[len(f.places)-1] = r.inputs[u.id]
 	}
-	if len(r.inputs) > 0 {
-		row.in = r.inputs[id]
-	}
-}
-
-func (f *flushing) at(i int) *flushedRow { return &f.chunks[i/flushedChunk][i%flushedChunk] }
-
-// held returns a row as its store takes it.
-func (row *flushedRow) held() heldRow {
-	return heldRow{key: row.key, value: row.value, meta: state.Meta{Timestamp: row.timestamp, Headers: row.headers}, in: row.in}
-}
-
-// free gives the memory back.
-func (f *flushing) free() {
-	for i, chunk := range f.chunks {
-		clear(chunk[:min(flushedChunk, f.n-i*flushedChunk)])
-		f.arena.memory.flushed.put(chunk)
-	}
-	f.arena.reset()
 }
 
 // flushAll sends the updates on, the evicted row's first, if there is one, then by their order. That one, and rows that
@@ -432,40 +382,66 @@ func (r *rowCache) flushAll(evicted uint32) error {
 	if r.dirty == 0 {
 		return nil
 	}
-	r.forgetOvertaken()
-	f := flushing{arena: arena{memory: r.c.out.arena.from()}}
-	defer f.free()
-	if evicted != 0 {
-		f.add(r, evicted)
-		r.drop(evicted)
-	}
-	r.note(rowUndo{kind: haveGoneOn})
-	before := len(r.gone)
-	for _, u := range r.updates {
-		if r.row(u.id).update != u.number { // the evicted one
-			continue
-		}
-		f.add(r, u.id)
-		r.gone = append(r.gone, u)
-		r.row(u.id).update = 0
-	}
-	r.undo[len(r.undo)-1].n = len(r.gone) - before
-	r.updates, r.dirty = r.updates[:0], 0
 	cur, at, isFlushing := r.c.cur, r.c.at, r.c.flushing
 	r.c.flushing = true
 	defer func() {
 		cur.sent = cur.sent || r.c.cur.sent
 		r.c.cur, r.c.at, r.c.flushing = cur, at, isFlushing
 	}()
+	var first flushing
+	if evicted != 0 {
+		at, _ := r.held.Marks(evicted)
+		first.updates = []rowUpdate{r.updates[at-1]}
+		first.add(r, first.updates[0])
+		r.drop(evicted)
+	}
+	rest := r.takeUpdates()
+	if err := r.send(&first); err != nil {
+		return err
+	}
+	err := r.send(&rest)
+	r.places = rest.places[:0]
+	return err
+}
+
+// takeUpdates empties the list of updates.
+func (r *rowCache) takeUpdates() flushing {
+	if len(r.updates) > r.dirty {
+		r.forgetOvertaken()
+	}
+	n := len(r.updates)
+	r.note(rowUndo{kind: haveGoneOn, n: n})
+	if len(r.gone) == 0 {
+		r.gone, r.updates = r.updates, r.gone
+	} else {
+		r.gone, r.updates = append(r.gone, r.updates...), r.updates[:0]
+	}
+	r.dirty = 0
+	f := flushing{updates: r.gone[len(r.gone)-n:], places: slices.Grow(r.places, n)}
+	r.places = nil // a flush within this one has its own
+	for _, u := range f.updates {
+		f.add(r, u)
+		_, topic := r.held.Marks(u.id)
+		r.held.SetMarks(u.id, 0, topic)
+	}
+	return f
+}
+
+// send sends rows on.
+func (r *rowCache) send(f *flushing) error {
 	var in Input
-	for i := range f.n {
-		row := f.at(i)
-		h := row.held()
-		if c := row.cause; c.topic > 0 {
+	for i, u := range f.updates {
+		h := heldRow{key: r.held.KeyOf(f.places[i]), value: r.held.ValueOf(f.places[i]), meta: state.Meta{Timestamp: u.timestamp}}
+		if f.headers != nil {
+			h.meta.Headers = f.headers[i]
+		}
+		if u.topic > 0 {
 			in = Input{
-				Topic: r.topics[c.topic-1], Partition: c.partition, Offset: c.offset, LeaderEpoch: c.leaderEpoch, Timestamp: c.timestamp,
+				Topic: r.topics[u.topic-1], Partition: u.partition, Offset: u.offset, LeaderEpoch: u.leaderEpoch, Timestamp: u.recordTime,
 			}
 			h.in = &in
+		} else if f.inputs != nil {
+			h.in = f.inputs[i]
 		}
 		r.c.cur = current{in: h.in, ts: h.meta.Timestamp, headers: h.meta.Headers}
 		if err := r.c.Guard(func() error { return r.flush(h) }); err != nil {
@@ -474,16 +450,25 @@ func (r *rowCache) flushAll(evicted uint32) error {
 		if h.value != nil {
 			continue
 		}
-		if id := r.held.Find(h.key); id != 0 && r.row(id).update == 0 && r.held.Get(id) == nil {
-			r.drop(id)
+		if id := r.held.Find(h.key); id != 0 && r.held.Get(id) == nil {
+			if at, _ := r.held.Marks(id); at == 0 {
+				r.drop(id)
+			}
 		}
 	}
 	return nil
 }
 
-// forgetOvertaken drops the updates that later ones of their rows replaced.
+// forgetOvertaken drops the updates that later ones of their rows replaced, or that left with their rows.
 func (r *rowCache) forgetOvertaken() {
-	r.updates = slices.DeleteFunc(r.updates, func(u rowUpdate) bool { return r.row(u.id).update != u.number })
+	left := r.updates[:0]
+	for i, u := range r.updates {
+		if at, topic := r.held.Marks(u.id); int(at) == i+1 {
+			left = append(left, u)
+			r.held.SetMarks(u.id, uint32(len(left)), topic)
+		}
+	}
+	r.updates = left
 }
 
 // rollback restores what a Step changed, the last change first, so that each finds the ids that it knew.
@@ -495,15 +480,14 @@ func (r *rowCache) rollback() {
 		r.takeBack(&r.undo[i])
 	}
 	clear(r.undo)
-	r.undo, r.removed = r.undo[:0], r.removed[:0]
-	r.updates = r.updates[:0]
-	for id := r.held.Next(0); id != 0; id = r.held.Next(id) {
-		if n := r.row(id).update; n > 0 {
-			r.updates = append(r.updates, rowUpdate{id, n})
-		}
-	}
+	r.undo = r.undo[:0]
+	r.forgetOvertaken()
 	r.dirty = len(r.updates)
 	slices.SortFunc(r.updates, func(a, b rowUpdate) int { return cmp.Compare(a.number, b.number) })
+	for i, u := range r.updates {
+		_, topic := r.held.Marks(u.id)
+		r.held.SetMarks(u.id, uint32(i+1), topic)
+	}
 }
 
 func (r *rowCache) takeBack(u *rowUndo) {
@@ -512,31 +496,41 @@ func (r *rowCache) takeBack(u *rowUndo) {
 		if r.onRemove != nil {
 			r.onRemove(r.held.Key(u.id))
 		}
-		r.of.used -= r.row(u.id).bytes
+		r.of.used -= r.bytes(u.id)
 		r.held.Free(r.held.Remove(u.id))
 		r.forget(u.id)
 		return
 	case haveGoneOn:
 		from := len(r.gone) - u.n
 		for _, g := range r.gone[from:] {
-			r.row(g.id).update = g.number
+			_, topic := r.held.Marks(g.id)
+			r.owe(g, topic)
 		}
 		r.gone = r.gone[:from]
 		return
+	case wasChanged:
+		r.of.used -= r.bytes(u.id)
 	case wasRemoved:
-		key := r.removed[len(r.removed)-u.n:]
-		r.removed = r.removed[:len(r.removed)-u.n]
-		r.add(key)
+		r.add(r.held.KeyOf(u.place))
 	}
-	r.held.Restore(u.id, u.value)
-	r.of.used += u.row.bytes - r.row(u.id).bytes
-	*r.row(u.id) = u.row
+	r.held.Restore(u.id, u.place)
+	r.held.SetMarks(u.id, 0, u.topic)
+	if u.update.number != 0 {
+		r.owe(u.update, u.topic)
+	}
 	r.setHeaders(u.id, u.headers)
 	if u.in != nil {
 		r.inputs[u.id] = u.in
 	} else if len(r.inputs) > 0 {
 		delete(r.inputs, u.id)
 	}
+	r.of.used += r.bytes(u.id)
+}
+
+// owe makes an update one that has not gone on again.
+func (r *rowCache) owe(u rowUpdate, topic uint32) {
+	r.updates = append(r.updates, u)
+	r.held.SetMarks(u.id, uint32(len(r.updates)), topic)
 }
 
 // cachedKeyValues is a key-value store behind its cache.

@@ -55,7 +55,6 @@ const outboxChunk = 256
 type Memory struct {
 	outputs spares[[outboxChunk]Output]
 	bytes   spares[[chunkBytes]byte]
-	flushed spares[[flushedChunk]flushedRow]
 }
 
 // spares are pieces of memory that nobody has.
