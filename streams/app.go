@@ -156,6 +156,7 @@ func (a *App) Run(ctx context.Context) error {
 		return ErrRunTwice
 	}
 	defer close(a.ended)
+	defer boundHeap(a.config.HeapGrowthBytes)()
 	err := a.run(ctx)
 	if err != nil {
 		a.become(Failed)

@@ -116,6 +116,12 @@ type Config struct {
 	// MemoryBytes bounds what queues, write buffers, read caches and the state database take together, about. Default:
 	// 256 MB.
 	MemoryBytes int64
+	// HeapGrowthBytes bounds what the heap grows by from one garbage collection to the next; a quarter of what is in use is
+	// always allowed. Go's own rule lets the heap grow to twice that (GOGC), which for large state takes much memory and saves
+	// little: it has few pointers, and is quickly collected. The setting is for the whole process; of several applications'
+	// the smallest holds, and Go's rule where that is less. Default: 0, Go's rule alone, as with negative ones; [Main] sets
+	// 96 MB.
+	HeapGrowthBytes int64
 	// FlushInterval is how often state is written to disk for good. After a crash what came since is read from the
 	// changelogs again. Default: 30s, and after every 64 MB.
 	FlushInterval time.Duration

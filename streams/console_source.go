@@ -126,6 +126,7 @@ func (c Config) shown() []console.Setting {
 	add("StateDir", c.StateDir)
 	add("MemoryBytes", c.MemoryBytes)
 	add("CacheBytes", c.CacheBytes)
+	add("HeapGrowthBytes", c.HeapGrowthBytes)
 	add("FlushInterval", c.FlushInterval)
 	add("BallastBytes", c.BallastBytes)
 	add("NumStandbys", c.NumStandbys)

@@ -1,6 +1,7 @@
 package streams
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -10,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -245,7 +245,7 @@ func (p *program) withBrokers(f func(c Config) error) error {
 		if err := p.secure(&c); err != nil {
 			return err
 		}
-		limitMemory(c.withDefaults().MemoryBytes)
+		c.HeapGrowthBytes = cmp.Or(c.HeapGrowthBytes, mainHeapGrowth)
 	} else {
 		e, err := startEmbedded(p.graph, p.partitions)
 		if err != nil {
@@ -266,12 +266,8 @@ func (p *program) withBrokers(f func(c Config) error) error {
 	return f(c)
 }
 
-// limitMemory has the collector keep the heap near what the configuration allows, unless GOMEMLIMIT says otherwise.
-func limitMemory(bytes int64) {
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(2*bytes + 128<<20)
-	}
-}
+// mainHeapGrowth is Config.HeapGrowthBytes where the program is an application.
+const mainHeapGrowth = 96 << 20
 
 // run runs the application until it is interrupted or, if it is fed by the program itself, until all is done.
 func (p *program) run(args []string) error {

@@ -56,10 +56,11 @@ func parse() settings {
 	return s
 }
 
-// memoryTuned is the memory of profile tuned, and cacheTuned its record cache.
+// memoryTuned is the memory of profile tuned, cacheTuned its record cache, and growthTuned what its heap grows by.
 const (
 	memoryTuned = 400 << 20
 	cacheTuned  = 256 << 20
+	growthTuned = 96 << 20
 )
 
 // config returns what the settings say.
@@ -83,7 +84,7 @@ func (s settings) config() (streams.Config, error) {
 		c.CacheBytes = 0
 	}
 	if s.profile == "tuned" {
-		c.MemoryBytes = memoryTuned
+		c.MemoryBytes, c.HeapGrowthBytes = memoryTuned, growthTuned
 		if s.cache < 0 {
 			c.CacheBytes = cacheTuned
 		}
@@ -99,6 +100,8 @@ func (s settings) override(c *streams.Config) (err error) {
 		case "":
 		case "memory-bytes":
 			c.MemoryBytes, err = strconv.ParseInt(value, 10, 64)
+		case "heap-growth-bytes":
+			c.HeapGrowthBytes, err = strconv.ParseInt(value, 10, 64)
 		case "flush-interval":
 			c.FlushInterval, err = time.ParseDuration(value)
 		default:

@@ -1,0 +1,90 @@
+package streams
+
+import (
+	"math"
+	"runtime"
+	"runtime/debug"
+	runtimemetrics "runtime/metrics"
+	"slices"
+	"sync"
+)
+
+// collector is how the garbage collector is set while applications run that bound the growth of the heap. There is one
+// collector a process, whatever the number of applications.
+var collector struct {
+	mu      sync.Mutex
+	growths []int64 // of the applications that run
+	own     int64   // GOGC as it was before the first of them
+	percent int64   // as it is
+	watched bool    // whether onCollection is to be called
+}
+
+// leastGrowth is the part of what is in use, in percent, that the heap may always grow by.
+const leastGrowth = 25
+
+// boundHeap has the heap grow by at most so many bytes between two collections, until the function that it returns is
+// called. Nothing happens where growth is not positive, or the collector is off.
+func boundHeap(growth int64) (release func()) {
+	if growth <= 0 {
+		return func() {}
+	}
+	c := &collector
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.growths = append(c.growths, growth)
+	if len(c.growths) == 1 {
+		gogc, _ := heapInUse()
+		c.own, c.percent = gogc, gogc
+		if !c.watched {
+			c.watched = true
+			onCollection()
+		}
+	}
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		i := slices.Index(c.growths, growth)
+		c.growths = slices.Delete(c.growths, i, i+1)
+		if len(c.growths) == 0 && c.percent != c.own {
+			debug.SetGCPercent(int(c.own))
+		}
+	}
+}
+
+// onCollection sets the collector anew after each collection, as long as an application wants it.
+func onCollection() {
+	runtime.AddCleanup(&struct{ *int }{}, func(int) {
+		c := &collector
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if len(c.growths) == 0 {
+			c.watched = false
+			return
+		}
+		_, live := heapInUse()
+		if p := growthPercent(slices.Min(c.growths), live, c.own); p != c.percent {
+			c.percent = p
+			debug.SetGCPercent(int(p))
+		}
+		onCollection()
+	}, 0)
+}
+
+// growthPercent returns what GOGC has to be for the heap to grow by about growth bytes, if it is no more than own.
+func growthPercent(growth, live, own int64) int64 {
+	if own < 0 {
+		return own
+	}
+	percent := max(leastGrowth, growth*100/max(live, 1))
+	return min(own, percent/5*5) // not another one for each few bytes
+}
+
+// heapInUse returns GOGC, -1 for off, and the bytes that the last collection found in use.
+func heapInUse() (gogc, live int64) {
+	samples := []runtimemetrics.Sample{{Name: "/gc/gogc:percent"}, {Name: "/gc/heap/live:bytes"}}
+	runtimemetrics.Read(samples)
+	if gogc = -1; samples[0].Value.Uint64() < math.MaxInt32 {
+		gogc = int64(samples[0].Value.Uint64())
+	}
+	return gogc, int64(samples[1].Value.Uint64())
+}
