@@ -14,7 +14,7 @@ import (
 type table struct {
 	slots   []slot // as many as a power of two, at most 3/4 of them taken
 	entries []entry
-	free    uint32 // ids given back by remove, linked by entry.undo
+	free    uint32 // ids given back by unplace, linked by entry.undo
 	slab    slab
 	order   order  // by key, once asked for
 	groups  groups // by beginnings of keys, once asked for
@@ -23,7 +23,7 @@ type table struct {
 
 type slot struct{ hash, id uint32 }
 
-// entry is a key with what a layer knows of it.
+// entry is a key with what a layer knows of it. A [Recent] uses change, undo and timestamp for other things.
 type entry struct {
 	key, value       ref
 	keyLen, valueLen uint32

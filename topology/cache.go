@@ -136,6 +136,9 @@ func (c *Chain) flushCaches() error {
 			c.Flushed(s)
 		}
 	}
+	for _, r := range c.cache.rows {
+		r.forgetUndo() // a commit's flush is not taken back
+	}
 	return nil
 }
 
@@ -390,8 +393,8 @@ func (r *rowCache) flushAll(evicted uint32) error {
 	}()
 	var first flushing
 	if evicted != 0 {
-		at, _ := r.held.Marks(evicted)
-		first.updates = []rowUpdate{r.updates[at-1]}
+		place, _ := r.held.Marks(evicted)
+		first.updates = []rowUpdate{r.updates[place-1]}
 		first.add(r, first.updates[0])
 		r.drop(evicted)
 	}
