@@ -14,9 +14,9 @@ import (
 var collector struct {
 	mu      sync.Mutex
 	growths []int64 // of the applications that run
-	own     int64   // GOGC as it was before the first of them
-	percent int64   // as it is
-	watched bool    // whether onCollection is to be called
+	own     int64   // GOGC as the program has set it
+	percent int64   // as it was set last
+	watched bool    // a clean-up is due after the next collection
 }
 
 // leastGrowth is the part of what is in use, in percent, that the heap may always grow by.
@@ -45,7 +45,7 @@ func boundHeap(growth int64) (release func()) {
 		defer c.mu.Unlock()
 		i := slices.Index(c.growths, growth)
 		c.growths = slices.Delete(c.growths, i, i+1)
-		if len(c.growths) == 0 && c.percent != c.own {
+		if gogc, _ := heapInUse(); len(c.growths) == 0 && gogc == c.percent && gogc != c.own {
 			debug.SetGCPercent(int(c.own))
 		}
 	}
@@ -53,7 +53,8 @@ func boundHeap(growth int64) (release func()) {
 
 // onCollection sets the collector anew after each collection, as long as an application wants it.
 func onCollection() {
-	runtime.AddCleanup(&struct{ *int }{}, func(int) {
+	type marker struct{ _ *int } // with a pointer, it does not share a block of memory with others, which may live for longer
+	runtime.AddCleanup(new(marker), func(int) {
 		c := &collector
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -61,11 +62,15 @@ func onCollection() {
 			c.watched = false
 			return
 		}
-		_, live := heapInUse()
-		if p := growthPercent(slices.Min(c.growths), live, c.own); p != c.percent {
-			c.percent = p
+		gogc, live := heapInUse()
+		if gogc != c.percent { // the program has set it
+			c.own = gogc
+		}
+		p := growthPercent(slices.Min(c.growths), live, c.own)
+		if p != gogc {
 			debug.SetGCPercent(int(p))
 		}
+		c.percent = p
 		onCollection()
 	}, 0)
 }
@@ -75,7 +80,7 @@ func growthPercent(growth, live, own int64) int64 {
 	if own < 0 {
 		return own
 	}
-	percent := max(leastGrowth, growth*100/max(live, 1))
+	percent := max(leastGrowth, min(growth, math.MaxInt64/100)*100/max(live, 1))
 	return min(own, percent/5*5) // not another one for each few bytes
 }
 

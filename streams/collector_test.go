@@ -1,6 +1,7 @@
 package streams
 
 import (
+	"math"
 	"runtime"
 	"runtime/debug"
 	"testing"
@@ -19,6 +20,7 @@ func TestGrowthPercent(t *testing.T) {
 		{"much in use", 96 * mb, 4000 * mb, 100, leastGrowth},
 		{"the user wants less", 96 * mb, 192 * mb, 40, 40},
 		{"the user wants more", 96 * mb, 192 * mb, 400, 50},
+		{"no bound", math.MaxInt64, 192 * mb, 100, 100},
 		{"off", 96 * mb, 192 * mb, -1, -1},
 		{"before the first collection", 96 * mb, 0, 100, 100},
 	} {
@@ -53,9 +55,11 @@ func TestBoundHeap(t *testing.T) {
 	small = boundHeap(1 << 20)
 	large()
 	wait("the one that lets it grow less", leastGrowth)
+	debug.SetGCPercent(200) // as the program may do at any time
+	wait("the one that lets it grow less, again", leastGrowth)
 	small()
-	if gogc, _ := heapInUse(); gogc != 300 {
-		t.Errorf("no application: GOGC is %d, want 300", gogc)
+	if gogc, _ := heapInUse(); gogc != 200 {
+		t.Errorf("no application: GOGC is %d, want 200", gogc)
 	}
 	boundHeap(0)()
 	runtime.KeepAlive(state)

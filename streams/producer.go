@@ -521,8 +521,9 @@ func (c *producer) end() error {
 }
 
 // noteTopics waits until the client has noted the partitions of its topics down. It sends the first records of a topic
-// before that, and a transaction that ends in between is one without partitions to it, which it aborts and reports as
-// committed (docs/design/0005). To purge a topic, it waits for a turn between two updates.
+// before that, and a transaction that ends in between is one without partitions to it, which it aborts (below
+// transaction.version 2, forgets) and reports as committed: docs/design/0005. To purge a topic, it waits for a turn between
+// two updates.
 func (c *producer) noteTopics() { c.client.PurgeTopicsFromProducing("") }
 
 // endRaw commits the transaction that consists of raw requests.

@@ -131,6 +131,12 @@ func (b *bench) ask(e effect) answer {
 	b.lastOp++
 	e.op = b.lastOp
 	b.producers.do(e)
+	return b.answer(e)
+}
+
+// answer returns the answer to an effect.
+func (b *bench) answer(e effect) answer {
+	b.Helper()
 	select {
 	case a := <-b.answers:
 		if a.op != e.op {
@@ -140,6 +146,16 @@ func (b *bench) ask(e effect) answer {
 	case <-time.After(30 * time.Second):
 		b.Fatalf("%s: no answer", deedName(e.do))
 		return answer{}
+	}
+}
+
+// wait returns when a channel is closed.
+func (b *bench) wait(c <-chan struct{}, what string) {
+	b.Helper()
+	select {
+	case <-c:
+	case <-time.After(30 * time.Second):
+		b.Fatalf("not within 30s: %s", what)
 	}
 }
 
@@ -326,20 +342,22 @@ func TestProducersCommitTopicNewToClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer cluster.Close()
+	t.Cleanup(cluster.Close)
 	held := &heldHook{hold: make(chan struct{})}
+	release := sync.OnceFunc(func() { close(held.hold) })
 	b := newBench(t, cluster.ListenAddrs()[0], kgo.WithHooks(held))
 	topic := b.app + "-new"
 	if _, err := b.admin.CreateTopic(t.Context(), 16, 1, nil, topic); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(release)
 	b.must(effect{do: doStart, slot: slotFirst})
 	client, elsewhere := b.producers.slots[slotFirst].client, b.elsewhere(topic)
 
 	asked, answer := make(chan struct{}), make(chan struct{}) // whether the client asks for partitions, and is to be told
 	cluster.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
-		if topics := req.(*kmsg.MetadataRequest).Topics; len(topics) == 1 && *topics[0].Topic == topic {
+		if topics := req.(*kmsg.MetadataRequest).Topics; len(topics) == 1 && topics[0].Topic != nil && *topics[0].Topic == topic {
 			cluster.DropControl()
 			close(asked)
 			cluster.SleepControl(func() { <-answer })
@@ -348,19 +366,19 @@ func TestProducersCommitTopicNewToClient(t *testing.T) {
 	})
 	b.lastOp++
 	b.producers.do(effect{do: doSend, op: b.lastOp, slot: slotFirst, records: runs(b.records(topic, 0, 1))})
-	<-asked
+	b.wait(asked, "the client asks for the partitions")
 	ctx, cancel := context.WithCancel(t.Context())
 	last := &kgo.Record{Topic: topic, Partition: elsewhere, Key: []byte("held")} // it is not sent: see cancel
 	client.Produce(ctx, last, nil)
 	close(answer)
-	if a := <-b.answers; a.err != nil {
+	if a := b.answer(effect{do: doSend, op: b.lastOp}); a.err != nil {
 		t.Fatal(a.err)
 	}
 	cancel()
 	if a := b.offsets(slotFirst, 1); a.err != nil {
 		t.Fatal(a.err)
 	}
-	time.AfterFunc(200*time.Millisecond, func() { close(held.hold) }) // so long nothing keeps a commit that does not wait
+	time.AfterFunc(200*time.Millisecond, release) // so long nothing keeps a commit that does not wait
 	b.must(effect{do: doEnd, slot: slotFirst})
 	b.wantCommitted(topic, 1)
 	b.wantOffset(1)

@@ -49,7 +49,7 @@ func parse() settings {
 	flag.IntVar(&s.threads, "threads", 0, "workers; 0: the default")
 	flag.StringVar(&s.profile, "profile", "default", "default, or tuned: more memory")
 	flag.StringVar(&s.dir, "state-dir", "", "`directory` for state")
-	flag.StringVar(&s.conf, "conf", "", "settings by the names of the flags of a program, `name=value;…`: memory-bytes, flush-interval")
+	flag.StringVar(&s.conf, "conf", "", "settings by the names of the flags of a program, `name=value;…`: memory-bytes, flush-interval; and heap-growth-bytes")
 	flag.StringVar(&s.cpuProfile, "cpuprofile", "", "`file` for a CPU profile")
 	flag.StringVar(&s.memProfile, "memprofile", "", "`file` for a profile of the memory in use when all is processed")
 	flag.Parse()
