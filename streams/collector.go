@@ -33,7 +33,7 @@ func boundHeap(growth int64) (release func()) {
 	defer c.mu.Unlock()
 	c.growths = append(c.growths, growth)
 	if len(c.growths) == 1 {
-		gogc, _ := heapInUse()
+		gogc, _, _ := heapInUse()
 		c.own, c.percent = gogc, gogc
 		if !c.watched {
 			c.watched = true
@@ -45,7 +45,7 @@ func boundHeap(growth int64) (release func()) {
 		defer c.mu.Unlock()
 		i := slices.Index(c.growths, growth)
 		c.growths = slices.Delete(c.growths, i, i+1)
-		if gogc, _ := heapInUse(); len(c.growths) == 0 && gogc == c.percent && gogc != c.own {
+		if gogc, _, _ := heapInUse(); len(c.growths) == 0 && gogc == c.percent && gogc != c.own {
 			debug.SetGCPercent(int(c.own))
 		}
 	}
@@ -62,11 +62,11 @@ func onCollection() {
 			c.watched = false
 			return
 		}
-		gogc, live := heapInUse()
+		gogc, live, scanned := heapInUse()
 		if gogc != c.percent { // the program has set it
 			c.own = gogc
 		}
-		p := growthPercent(slices.Min(c.growths), live, c.own)
+		p := growthPercent(max(slices.Min(c.growths), scanned), live, c.own)
 		if p != gogc {
 			debug.SetGCPercent(int(p))
 		}
@@ -84,12 +84,13 @@ func growthPercent(growth, live, own int64) int64 {
 	return min(own, percent/5*5) // not another one for each few bytes
 }
 
-// heapInUse returns GOGC, -1 for off, and the bytes that the last collection found in use.
-func heapInUse() (gogc, live int64) {
-	samples := []runtimemetrics.Sample{{Name: "/gc/gogc:percent"}, {Name: "/gc/heap/live:bytes"}}
+// heapInUse returns GOGC, -1 for off, the bytes that the last collection found in use, and how many it had to look through
+// for pointers, which is what its time goes by.
+func heapInUse() (gogc, live, scanned int64) {
+	samples := []runtimemetrics.Sample{{Name: "/gc/gogc:percent"}, {Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/heap:bytes"}}
 	runtimemetrics.Read(samples)
 	if gogc = -1; samples[0].Value.Uint64() < math.MaxInt32 {
 		gogc = int64(samples[0].Value.Uint64())
 	}
-	return gogc, int64(samples[1].Value.Uint64())
+	return gogc, bytesOf(samples[1]), bytesOf(samples[2])
 }

@@ -39,7 +39,7 @@ func TestBoundHeap(t *testing.T) {
 		t.Helper()
 		for deadline := time.Now().Add(20 * time.Second); ; {
 			runtime.GC()
-			gogc, live := heapInUse()
+			gogc, live, _ := heapInUse()
 			if gogc == want {
 				return
 			}
@@ -58,7 +58,7 @@ func TestBoundHeap(t *testing.T) {
 	debug.SetGCPercent(200) // as the program may do at any time
 	wait("the one that lets it grow less, again", leastGrowth)
 	small()
-	if gogc, _ := heapInUse(); gogc != 200 {
+	if gogc, _, _ := heapInUse(); gogc != 200 {
 		t.Errorf("no application: GOGC is %d, want 200", gogc)
 	}
 	boundHeap(0)()
