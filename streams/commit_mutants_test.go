@@ -105,7 +105,7 @@ var commitMutants = []mutant{
 // TestCommitMutants compiles the package with one fault at a time, and wants its tests to fail.
 func TestCommitMutants(t *testing.T) {
 	if !*mutants {
-		t.Skip("-commit.mutants is not set: set it, and the test takes some minutes")
+		t.Skip("run it with -commit.mutants: it takes some minutes")
 	}
 	source, err := os.ReadFile("commit.go")
 	if err != nil {

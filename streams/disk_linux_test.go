@@ -99,7 +99,7 @@ func smallDisk(t *testing.T, megabytes int) string {
 	dir := t.TempDir()
 	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", megabytes))
 	if errors.Is(err, fs.ErrPermission) {
-		t.Skipf("a file system cannot be mounted (%v): set the user to root, and in a container add CAP_SYS_ADMIN", err)
+		t.Skipf("run it as root, in a container with CAP_SYS_ADMIN, to mount a file system: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -25,7 +25,7 @@ func resident(t *testing.T) float64 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		t.Skipf("/proc is not mounted (%v): mount it; only Linux has it", err)
+		t.Skipf("run it on Linux with /proc mounted: %v", err)
 	}
 	for line := range strings.Lines(string(b)) {
 		var kb float64
@@ -33,7 +33,7 @@ func resident(t *testing.T) float64 {
 			return kb * 1024
 		}
 	}
-	t.Skip("/proc/self/status has no RssAnon: set up a Linux since 4.5, which has it")
+	t.Skip("run it on Linux 4.5 or later: /proc/self/status has no RssAnon")
 	return 0
 }
 

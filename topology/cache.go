@@ -175,8 +175,7 @@ func (r *rowCache) hold(key, value []byte, m state.Meta) error {
 	r.last++
 	u, topic := r.remember(id)
 	u.number, u.id, u.timestamp = r.last, id, m.Timestamp
-	r.updates = append(r.updates, u)
-	r.held.SetMarks(id, uint32(len(r.updates)), topic)
+	r.owe(u, topic)
 	if len(r.updates) > r.dirty+r.dirty/2+1024 {
 		r.forgetOvertaken()
 	}
@@ -530,7 +529,7 @@ func (r *rowCache) takeBack(u *rowUndo) {
 	r.of.used += r.bytes(u.id)
 }
 
-// owe makes an update one that has not gone on again.
+// owe puts an update of a row, which may have gone on before, last on the list of what has not gone on.
 func (r *rowCache) owe(u rowUpdate, topic uint32) {
 	r.updates = append(r.updates, u)
 	r.held.SetMarks(u.id, uint32(len(r.updates)), topic)

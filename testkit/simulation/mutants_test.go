@@ -153,7 +153,7 @@ func mutant(name string) bool { return os.Getenv("EDDYLINE_MUTANT") == name }
 // pass the same seeds without one.
 func TestMutants(t *testing.T) {
 	if !*mutate {
-		t.Skip("-sim.mutants is not set: set it, and the test takes some minutes")
+		t.Skip("run it with -sim.mutants: it takes some minutes")
 	}
 	binary := buildMutants(t)
 	seeds := map[string]int{} // by scenario, as many as it took
@@ -177,7 +177,7 @@ func TestMutants(t *testing.T) {
 // TestMutantsBuild keeps the faults in step with the runtime, which they are edits of.
 func TestMutantsBuild(t *testing.T) {
 	if testing.Short() {
-		t.Skip("-short is set: without it, the runtime is compiled with the faults in it")
+		t.Skip("run it without -short: it compiles the runtime")
 	}
 	out, err := exec.Command("go", "build", "-overlay", overlayMutants(t), filepath.Join("..", "..", "streams")).CombinedOutput()
 	if err != nil {
