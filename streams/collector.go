@@ -16,6 +16,8 @@ var collector struct {
 	growths []int64 // of the applications that run
 	own     int64   // GOGC as the program has set it
 	percent int64   // as it was set last
+	relaxed int64   // what the growth is multiplied by while collections take too much time
+	spent   cpuTime // at the last collection
 	watched bool    // a clean-up is due after the next collection
 }
 
@@ -33,8 +35,8 @@ func boundHeap(growth int64) (release func()) {
 	defer c.mu.Unlock()
 	c.growths = append(c.growths, growth)
 	if len(c.growths) == 1 {
-		gogc, _, _ := heapInUse()
-		c.own, c.percent = gogc, gogc
+		gogc, _ := heapInUse()
+		c.own, c.percent, c.relaxed, c.spent = gogc, gogc, 1, spentCPU()
 		if !c.watched {
 			c.watched = true
 			onCollection()
@@ -45,7 +47,7 @@ func boundHeap(growth int64) (release func()) {
 		defer c.mu.Unlock()
 		i := slices.Index(c.growths, growth)
 		c.growths = slices.Delete(c.growths, i, i+1)
-		if gogc, _, _ := heapInUse(); len(c.growths) == 0 && gogc == c.percent && gogc != c.own {
+		if gogc, _ := heapInUse(); len(c.growths) == 0 && gogc == c.percent && gogc != c.own {
 			debug.SetGCPercent(int(c.own))
 		}
 	}
@@ -62,11 +64,13 @@ func onCollection() {
 			c.watched = false
 			return
 		}
-		gogc, live, scanned := heapInUse()
+		gogc, live := heapInUse()
 		if gogc != c.percent { // the program has set it
 			c.own = gogc
 		}
-		p := growthPercent(max(slices.Min(c.growths), scanned), live, c.own)
+		spent := spentCPU()
+		c.relaxed, c.spent = relax(c.relaxed, spent.since(c.spent)), spent
+		p := growthPercent(slices.Min(c.growths), c.relaxed, live, c.own)
 		if p != gogc {
 			debug.SetGCPercent(int(p))
 		}
@@ -75,22 +79,60 @@ func onCollection() {
 	}, 0)
 }
 
-// growthPercent returns what GOGC has to be for the heap to grow by about growth bytes, if it is no more than own.
-func growthPercent(growth, live, own int64) int64 {
+// cpuTime is how many seconds of CPU time collections took, of those of the whole process.
+type cpuTime struct{ collections, all float64 }
+
+func (t cpuTime) since(before cpuTime) cpuTime {
+	return cpuTime{t.collections - before.collections, t.all - before.all}
+}
+
+// Collections are to take less than a tenth of the CPU time, where Go's own rule has them do so.
+const (
+	muchCollecting   = 0.10
+	littleCollecting = 0.05
+)
+
+// mostRelaxed is more than it takes for any bound to be none.
+const mostRelaxed = 1 << 10
+
+// relax returns what to multiply the growth by, after a collection.
+func relax(by int64, spent cpuTime) int64 {
+	switch {
+	case spent.collections > muchCollecting*spent.all:
+		return min(2*by, mostRelaxed)
+	case spent.collections < littleCollecting*spent.all:
+		return max(by/2, 1)
+	}
+	return by
+}
+
+// growthPercent returns what GOGC has to be for the heap to grow by about growth bytes, or the least part of what is in use,
+// times relaxed, if it is no more than own.
+func growthPercent(growth, relaxed, live, own int64) int64 {
 	if own < 0 {
 		return own
 	}
 	percent := max(leastGrowth, min(growth, math.MaxInt64/100)*100/max(live, 1))
+	percent = min(percent, own) * relaxed
 	return min(own, percent/5*5) // not another one for each few bytes
 }
 
-// heapInUse returns GOGC, -1 for off, the bytes that the last collection found in use, and how many it had to look through
-// for pointers, which is what its time goes by.
-func heapInUse() (gogc, live, scanned int64) {
-	samples := []runtimemetrics.Sample{{Name: "/gc/gogc:percent"}, {Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/heap:bytes"}}
+// spentCPU returns the CPU time until the last collection.
+func spentCPU() cpuTime {
+	samples := []runtimemetrics.Sample{
+		{Name: "/cpu/classes/gc/total:cpu-seconds"}, {Name: "/cpu/classes/gc/mark/idle:cpu-seconds"}, {Name: "/cpu/classes/user:cpu-seconds"},
+	}
+	runtimemetrics.Read(samples)
+	gc := samples[0].Value.Float64() - samples[1].Value.Float64() // what nobody else wanted does not count
+	return cpuTime{gc, gc + samples[2].Value.Float64()}
+}
+
+// heapInUse returns GOGC, -1 for off, and the bytes that the last collection found in use.
+func heapInUse() (gogc, live int64) {
+	samples := []runtimemetrics.Sample{{Name: "/gc/gogc:percent"}, {Name: "/gc/heap/live:bytes"}}
 	runtimemetrics.Read(samples)
 	if gogc = -1; samples[0].Value.Uint64() < math.MaxInt32 {
 		gogc = int64(samples[0].Value.Uint64())
 	}
-	return gogc, bytesOf(samples[1]), bytesOf(samples[2])
+	return gogc, bytesOf(samples[1])
 }

@@ -11,35 +11,56 @@ import (
 func TestGrowthPercent(t *testing.T) {
 	const mb = 1 << 20
 	for _, c := range []struct {
-		name                    string
-		growth, live, own, want int64
+		name                             string
+		growth, relaxed, live, own, want int64
 	}{
-		{"less in use than it may grow by", 96 * mb, 50 * mb, 100, 100},
-		{"more in use", 96 * mb, 192 * mb, 100, 50},
-		{"in steps", 96 * mb, 200 * mb, 100, 45},
-		{"much in use", 96 * mb, 4000 * mb, 100, leastGrowth},
-		{"the user wants less", 96 * mb, 192 * mb, 40, 40},
-		{"the user wants more", 96 * mb, 192 * mb, 400, 50},
-		{"no bound", math.MaxInt64, 192 * mb, 100, 100},
-		{"off", 96 * mb, 192 * mb, -1, -1},
-		{"before the first collection", 96 * mb, 0, 100, 100},
+		{"less in use than it may grow by", 96 * mb, 1, 50 * mb, 100, 100},
+		{"more in use", 96 * mb, 1, 192 * mb, 100, 50},
+		{"in steps", 96 * mb, 1, 200 * mb, 100, 45},
+		{"much in use", 96 * mb, 1, 4000 * mb, 100, leastGrowth},
+		{"the user wants less", 96 * mb, 1, 192 * mb, 40, 40},
+		{"the user wants more", 96 * mb, 1, 192 * mb, 400, 50},
+		{"no bound", math.MaxInt64, 1, 192 * mb, 100, 100},
+		{"off", 96 * mb, 1, 192 * mb, -1, -1},
+		{"before the first collection", 96 * mb, 1, 0, 100, 100},
+		{"collections take much time", 96 * mb, 2, 192 * mb, 100, 100},
+		{"very much", 96 * mb, mostRelaxed, 4000 * mb, 100, 100},
 	} {
-		if got := growthPercent(c.growth, c.live, c.own); got != c.want {
-			t.Errorf("%s: growthPercent(%d, %d, %d) = %d, want %d", c.name, c.growth, c.live, c.own, got, c.want)
+		if got := growthPercent(c.growth, c.relaxed, c.live, c.own); got != c.want {
+			t.Errorf("%s: growthPercent(%d, %d, %d, %d) = %d, want %d", c.name, c.growth, c.relaxed, c.live, c.own, got, c.want)
 		}
 	}
 }
 
-// TestBoundHeap bounds the heap for two applications, one after the other gone, and wants GOGC back after that.
+func TestRelax(t *testing.T) {
+	for _, c := range []struct{ collections, by, want int64 }{ // percent of the CPU time
+		{20, 1, 2}, {20, 2, 4}, {20, mostRelaxed, mostRelaxed}, {7, 2, 2}, {3, 4, 2}, {3, 1, 1},
+	} {
+		if got := relax(c.by, cpuTime{float64(c.collections), 100}); got != c.want {
+			t.Errorf("relax(%d) after collections that took %d %% = %d, want %d", c.by, c.collections, got, c.want)
+		}
+	}
+	if got := relax(2, cpuTime{}); got != 2 {
+		t.Errorf("relax(2) after no time = %d", got)
+	}
+}
+
+// TestBoundHeap bounds the heap for two applications, one after the other gone, and wants GOGC back after that. Other work
+// takes most of the CPU time, until nothing but collections is done: then the bound has to give way.
 func TestBoundHeap(t *testing.T) {
 	own := debug.SetGCPercent(300)
 	t.Cleanup(func() { debug.SetGCPercent(own) })
 	state := make([]byte, 64<<20)
+	work := func() {
+		for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); {
+		}
+	}
 	wait := func(what string, want int64) {
 		t.Helper()
 		for deadline := time.Now().Add(20 * time.Second); ; {
+			work()
 			runtime.GC()
-			gogc, live, _ := heapInUse()
+			gogc, live := heapInUse()
 			if gogc == want {
 				return
 			}
@@ -57,8 +78,13 @@ func TestBoundHeap(t *testing.T) {
 	wait("the one that lets it grow less", leastGrowth)
 	debug.SetGCPercent(200) // as the program may do at any time
 	wait("the one that lets it grow less, again", leastGrowth)
+	working := work
+	work = func() {}
+	wait("collections alone", 200)
+	work = working
+	wait("other work again", leastGrowth)
 	small()
-	if gogc, _, _ := heapInUse(); gogc != 200 {
+	if gogc, _ := heapInUse(); gogc != 200 {
 		t.Errorf("no application: GOGC is %d, want 200", gogc)
 	}
 	boundHeap(0)()

@@ -117,10 +117,11 @@ type Config struct {
 	// 256 MB.
 	MemoryBytes int64
 	// HeapGrowthBytes bounds what the heap grows by from one garbage collection to the next, or to a quarter of what is in
-	// use, or to the part of it with pointers, where that is more. Go's own rule (GOGC) lets the heap grow to twice what is in use, which for large state takes much
-	// memory and saves little: state has few pointers, and is quickly collected. The setting is for the whole process; of
-	// several applications' the smallest holds. GOGC holds too, where it allows less. Default: 0, GOGC alone, as with negative
-	// ones; [Main] sets 96 MB where it is given brokers.
+	// use where that is more. Go's own rule (GOGC) lets the heap grow to twice what is in use, which for large state takes much
+	// memory and saves little: state has few pointers, and is quickly collected. Where collections take more than a tenth of
+	// the CPU time all the same, the bound gives way. The setting is for the whole process; of several applications' the
+	// smallest holds. GOGC holds too, where it allows less. Default: 0, GOGC alone, as with negative ones; [Main] sets 96 MB
+	// where it is given brokers.
 	HeapGrowthBytes int64
 	// FlushInterval is how often state is written to disk for good. After a crash what came since is read from the
 	// changelogs again. Default: 30s, and after every 64 MB.
