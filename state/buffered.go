@@ -288,6 +288,14 @@ func (b *Buffered) Savepoint() {
 	b.saved, b.stepChanges, b.stepRanges = true, len(b.open.changes), b.open.ranges
 }
 
+// Keep ends the Step: nothing of it can be undone any more, nor what is written before the next [Buffered.Savepoint].
+// Iterators of the Step end.
+func (b *Buffered) Keep() {
+	b.endScans()
+	b.forget()
+	b.saved = false
+}
+
 // forget drops the undo items, and with them the older versions.
 func (b *Buffered) forget() {
 	if len(b.undos) == 0 {

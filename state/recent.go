@@ -5,6 +5,7 @@ package state
 type Recent struct {
 	t              table // in an entry, change is the key used last before it, undo the one used next, timestamp its marks
 	oldest, newest uint32
+	keys           int
 }
 
 // Place is where a key and its value lie. What [Recent.Set] or [Recent.Remove] took out stays as it is until [Recent.Free].
@@ -14,6 +15,9 @@ type Place struct {
 	none             bool // no value
 }
 
+// Len returns how many keys there are.
+func (r *Recent) Len() int { return r.keys }
+
 // Find returns the id of key, or 0.
 func (r *Recent) Find(key []byte) uint32 { return r.t.find(hashKey(key), key) }
 
@@ -22,6 +26,7 @@ func (r *Recent) Add(key []byte) uint32 {
 	id := r.t.add(hashKey(key), key)
 	r.t.entry(id).what = absent
 	r.link(id)
+	r.keys++
 	return id
 }
 
@@ -30,6 +35,7 @@ func (r *Recent) Remove(id uint32) Place {
 	p := r.At(id)
 	r.unlink(id)
 	r.t.unplace(id)
+	r.keys--
 	return p
 }
 

@@ -509,6 +509,28 @@ func TestAppBrokerGone(t *testing.T) {
 	}
 }
 
+// TestAppCommitsWhatIsHeld fills a record cache that has room for much more than a commit is to send: the commit does not
+// wait for its interval.
+func TestAppCommitsWhatIsHeld(t *testing.T) {
+	brokers := fakeCluster(t, 1, "lines", "counts")
+	b := topology.New()
+	b.Stream(topology.NewTopic("lines", serde.String, serde.String)).GroupByKey().Count().ToStream().
+		To(topology.NewTopic("counts", serde.String, serde.Int64))
+	c := testConfig(brokers)
+	c.MemoryBytes, c.CacheBytes, c.Workers, c.CommitInterval = leastMemoryBytes, 1<<30, 1, time.Hour
+	c.Guarantee = AtLeastOnce // a transaction would have to be open for as long
+	a, _ := runApp(t, graphOf(t, b), c)
+	ready(t, a)
+	for from := 0; from < 200_000; from += 20_000 {
+		records := make([]*kgo.Record, 20_000)
+		for i := range records {
+			records[i] = &kgo.Record{Topic: "lines", Key: fmt.Append(nil, from+i), Value: []byte("x")}
+		}
+		send(t, brokers, records...)
+	}
+	receive(t, brokers, "counts", 10)
+}
+
 // TestAppLeavesNothing stops an application whose group is gone by then, which is no error: there is nothing to leave.
 func TestAppLeavesNothing(t *testing.T) {
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "lines", "counts"))

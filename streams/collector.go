@@ -17,9 +17,12 @@ var collector struct {
 	own     int64   // GOGC as the program has set it
 	percent int64   // as it was set last
 	relaxed int64   // what the growth is multiplied by while collections take too much time
-	spent   cpuTime // at the last collection
+	spent   cpuTime // when that was looked at last
 	watched bool    // a clean-up is due after the next collection
+	cpu     func() cpuTime
 }
+
+func init() { collector.cpu = spentCPU }
 
 // leastGrowth is the part of what is in use, in percent, that the heap may always grow by.
 const leastGrowth = 25
@@ -36,7 +39,7 @@ func boundHeap(growth int64) (release func()) {
 	c.growths = append(c.growths, growth)
 	if len(c.growths) == 1 {
 		gogc, _ := heapInUse()
-		c.own, c.percent, c.relaxed, c.spent = gogc, gogc, 1, spentCPU()
+		c.own, c.percent, c.relaxed, c.spent = gogc, gogc, 1, c.cpu()
 		if !c.watched {
 			c.watched = true
 			onCollection()
@@ -68,8 +71,9 @@ func onCollection() {
 		if gogc != c.percent { // the program has set it
 			c.own = gogc
 		}
-		spent := spentCPU()
-		c.relaxed, c.spent = relax(c.relaxed, spent.since(c.spent)), spent
+		if spent := c.cpu(); spent.all >= c.spent.all+relaxAfter {
+			c.relaxed, c.spent = relax(c.relaxed, spent.since(c.spent), c.percent < c.own), spent
+		}
 		p := growthPercent(slices.Min(c.growths), c.relaxed, live, c.own)
 		if p != gogc {
 			debug.SetGCPercent(int(p))
@@ -86,20 +90,19 @@ func (t cpuTime) since(before cpuTime) cpuTime {
 	return cpuTime{t.collections - before.collections, t.all - before.all}
 }
 
-// Collections are to take less than a tenth of the CPU time, where Go's own rule has them do so.
+// The bound of the heap is not to have collections take more than a tenth of the CPU time.
 const (
 	muchCollecting   = 0.10
 	littleCollecting = 0.05
+	relaxAfter       = 1 // seconds of CPU time: a heap that has only begun to grow is collected often under any rule
 )
 
-// mostRelaxed is more than it takes for any bound to be none.
-const mostRelaxed = 1 << 10
-
-// relax returns what to multiply the growth by, after a collection.
-func relax(by int64, spent cpuTime) int64 {
+// relax returns what to multiply the growth by, after a time in which so much CPU time was spent, with or without a bound that
+// had an effect.
+func relax(by int64, spent cpuTime, bound bool) int64 {
 	switch {
-	case spent.collections > muchCollecting*spent.all:
-		return min(2*by, mostRelaxed)
+	case bound && spent.collections > muchCollecting*spent.all:
+		return 2 * by
 	case spent.collections < littleCollecting*spent.all:
 		return max(by/2, 1)
 	}

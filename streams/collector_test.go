@@ -24,7 +24,7 @@ func TestGrowthPercent(t *testing.T) {
 		{"off", 96 * mb, 1, 192 * mb, -1, -1},
 		{"before the first collection", 96 * mb, 1, 0, 100, 100},
 		{"collections take much time", 96 * mb, 2, 192 * mb, 100, 100},
-		{"very much", 96 * mb, mostRelaxed, 4000 * mb, 100, 100},
+		{"very much", 96 * mb, 4, 4000 * mb, 100, 100},
 	} {
 		if got := growthPercent(c.growth, c.relaxed, c.live, c.own); got != c.want {
 			t.Errorf("%s: growthPercent(%d, %d, %d, %d) = %d, want %d", c.name, c.growth, c.relaxed, c.live, c.own, got, c.want)
@@ -33,32 +33,47 @@ func TestGrowthPercent(t *testing.T) {
 }
 
 func TestRelax(t *testing.T) {
-	for _, c := range []struct{ collections, by, want int64 }{ // percent of the CPU time
-		{20, 1, 2}, {20, 2, 4}, {20, mostRelaxed, mostRelaxed}, {7, 2, 2}, {3, 4, 2}, {3, 1, 1},
+	for _, c := range []struct {
+		collections, by int64 // collections: percent of the CPU time
+		bound           bool
+		want            int64
+	}{
+		{20, 1, true, 2}, {20, 2, true, 4}, {20, 4, false, 4}, {7, 2, true, 2}, {3, 4, true, 2}, {3, 4, false, 2}, {3, 1, true, 1},
 	} {
-		if got := relax(c.by, cpuTime{float64(c.collections), 100}); got != c.want {
-			t.Errorf("relax(%d) after collections that took %d %% = %d, want %d", c.by, c.collections, got, c.want)
+		if got := relax(c.by, cpuTime{float64(c.collections), 100}, c.bound); got != c.want {
+			t.Errorf("relax(%d, %v) after collections that took %d %% = %d, want %d", c.by, c.bound, c.collections, got, c.want)
 		}
 	}
-	if got := relax(2, cpuTime{}); got != 2 {
+	if got := relax(2, cpuTime{}, true); got != 2 {
 		t.Errorf("relax(2) after no time = %d", got)
 	}
 }
 
-// TestBoundHeap bounds the heap for two applications, one after the other gone, and wants GOGC back after that. Other work
-// takes most of the CPU time, until nothing but collections is done: then the bound has to give way.
+// TestBoundHeap bounds the heap for two applications, one after the other gone, and wants GOGC back after that. What it is told
+// of the CPU time is that other work takes all of it, until collections do: then the bound has to give way.
 func TestBoundHeap(t *testing.T) {
 	own := debug.SetGCPercent(300)
 	t.Cleanup(func() { debug.SetGCPercent(own) })
 	state := make([]byte, 64<<20)
-	work := func() {
-		for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); {
+	var spent cpuTime
+	collecting := func(share float64) {
+		collector.mu.Lock()
+		defer collector.mu.Unlock()
+		collector.cpu = func() cpuTime {
+			spent.collections += share * relaxAfter
+			spent.all += relaxAfter
+			return spent
 		}
 	}
+	collecting(0)
+	t.Cleanup(func() {
+		collector.mu.Lock()
+		defer collector.mu.Unlock()
+		collector.cpu = spentCPU
+	})
 	wait := func(what string, want int64) {
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); ; {
-			work()
+		for deadline := time.Now().Add(time.Minute); ; {
 			runtime.GC()
 			gogc, live := heapInUse()
 			if gogc == want {
@@ -78,10 +93,9 @@ func TestBoundHeap(t *testing.T) {
 	wait("the one that lets it grow less", leastGrowth)
 	debug.SetGCPercent(200) // as the program may do at any time
 	wait("the one that lets it grow less, again", leastGrowth)
-	working := work
-	work = func() {}
+	collecting(1)
 	wait("collections alone", 200)
-	work = working
+	collecting(0)
 	wait("other work again", leastGrowth)
 	small()
 	if gogc, _ := heapInUse(); gogc != 200 {

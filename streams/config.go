@@ -120,7 +120,7 @@ type Config struct {
 	// use where that is more. Go's own rule (GOGC) lets the heap grow to twice what is in use, which for large state takes much
 	// memory and saves little: state has few pointers, and is quickly collected. Where collections take more than a tenth of
 	// the CPU time all the same, the bound gives way. The setting is for the whole process; of several applications' the
-	// smallest holds. GOGC holds too, where it allows less. Default: 0, GOGC alone, as with negative ones; [Main] sets 96 MB
+	// smallest holds. GOGC holds too, where it allows less. Default: 0, GOGC alone, as with negative ones; [Main] sets 80 MB
 	// where it is given brokers.
 	HeapGrowthBytes int64
 	// FlushInterval is how often state is written to disk for good. After a crash what came since is read from the
@@ -131,8 +131,9 @@ type Config struct {
 	// none before the state is as large. Default: 64 MB; negative: none.
 	BallastBytes int64
 	// CacheBytes is the size of the record cache of all tasks together, which holds updates of tables back so that only
-	// the last one of a key goes on at each commit. Default: 10 MB; negative: none, every update goes on at once
-	// (statestore.cache.max.bytes).
+	// the last one of a key goes on at each commit. Where a worker holds back about 16 MB, or a quarter of its share of
+	// MemoryBytes if that is less, the commit does not wait for CommitInterval. Default: 10 MB; negative: none, every update
+	// goes on at once (statestore.cache.max.bytes).
 	CacheBytes int64
 
 	// GroupProtocol is how instances share the work. All instances of an application have the same one. Default:
@@ -531,5 +532,6 @@ func (c Config) memory() memory {
 	}
 }
 
-// mostBurst is what a worker sends in one transaction at most.
+// mostBurst is what a worker sends in one transaction, about, if no record cache held it back: of that it sends
+// [heldShare] times as much.
 const mostBurst = 8 << 20

@@ -86,12 +86,17 @@ func (r *running) settle(f *fetcher) {
 	}
 }
 
-// measure returns by how much the open buffers of the stores grew since it was called last.
+// heldShare is what the bytes that the record cache holds back are divided by before they count: the later rows go on, the
+// more of their updates are overtaken.
+const heldShare = 2
+
+// measure returns by how much the open buffers of the stores grew since it was called last. What the record cache holds back
+// counts with its share.
 func (r *running) measure() int64 {
 	if len(r.order) == 0 {
 		return 0
 	}
-	var n int64
+	n := r.task.HeldBytes() / heldShare
 	for _, st := range r.order {
 		n += st.buffered.OpenBytes()
 	}

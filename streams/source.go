@@ -81,7 +81,7 @@ const (
 	newFor         = time.Second
 	mostFetchBytes = 16 << 20 // of a request
 	mostPartBytes  = 1 << 20  // of a partition in it
-	mostFeedBytes  = 6 << 20  // that wait to be processed: what a request brings lasts until the next one is answered
+	mostFeedBytes  = 3 << 20  // that wait to be processed: what a request brings lasts until the next one is answered
 	firstBackoff   = 20 * time.Millisecond
 	lastBackoff    = 250 * time.Millisecond
 	leastFeedBytes = 64 << 10

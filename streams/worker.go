@@ -35,7 +35,7 @@ type worker struct {
 
 	open     *burst
 	touched  []*running // contribute to the open buffer
-	bytes    int64      // of the open buffers of their stores
+	bytes    int64      // of the open buffers of their stores, as running.measure counts
 	asked    bool       // a processor asked for a commit
 	unread   []read     // failures of partitions that cannot be read on
 	sealing  *sealing   // the batch on its way, or nil
@@ -82,7 +82,7 @@ func newWorker(a *App, id, n int) *worker {
 			txnTimeout: a.config.TransactionTimeout, session: a.config.SessionTimeout, burstBytes: bound,
 		}),
 		over: make(chan struct{}), tasks: map[task.ID]*running{}, ahead: map[uint64][]*burst{}, meter: a.metrics.worker(id),
-		most: int64(2 * bound),
+		most: int64((1 + heldShare) * bound),
 	}
 	w.open = w.newBurst()
 	return w
@@ -459,6 +459,7 @@ func (w *worker) contribute(s *sealing, r *running) (err error) {
 	if c.outputs, err = w.sink.outputs(s.burst, r); err != nil {
 		return err
 	}
+	r.measure() // what the record cache held back is in the buffers now
 	p := &sealedPart{r: r, bytes: r.stateBytes}
 	p.sealed, p.times = r.task.Seal(), r.streamTimes()
 	l, err := w.sink.changelog(r, p.sealed)

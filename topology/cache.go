@@ -15,7 +15,7 @@ import (
 // on: the last, with its time, headers and origin. Before each store that may be cached stands a [rowCache]; they share
 // the task's bytes. What a cache holds goes on at a commit, store by store, or when the bytes are used up.
 type recordCache struct {
-	limit, used int64
+	limit, used int64                // used by all stores
 	rows        map[string]*rowCache // by store
 }
 
@@ -29,6 +29,7 @@ type rowCache struct {
 	inputs  map[uint32]*Input  // that an update does not stand for
 	topics  []string           // of records
 	updates []rowUpdate        // of dirty rows, in order, and such as were overtaken
+	used    int64              // bytes of the rows
 	dirty   int
 	last    int64 // number of the last update
 	step    uint64
@@ -155,6 +156,19 @@ func (c *Chain) Held() bool {
 	return false
 }
 
+// HeldBytes returns about how much the updates that the record cache holds back will take in the buffers of their stores.
+func (c *Chain) HeldBytes() (n int64) {
+	if c.cache == nil {
+		return 0
+	}
+	for _, r := range c.cache.rows {
+		if r.dirty > 0 {
+			n += r.used / int64(r.held.Len()) * int64(r.dirty)
+		}
+	}
+	return n
+}
+
 // get returns a row's value and whether the cache has it. A nil value is a row that was deleted.
 func (r *rowCache) get(key []byte) (value []byte, ok bool) {
 	id := r.held.Find(key)
@@ -179,7 +193,7 @@ func (r *rowCache) hold(key, value []byte, m state.Meta) error {
 	if len(r.updates) > r.dirty+r.dirty/2+1024 {
 		r.forgetOvertaken()
 	}
-	r.of.used += r.bytes(id)
+	r.count(r.bytes(id))
 	return r.evict()
 }
 
@@ -187,7 +201,7 @@ func (r *rowCache) hold(key, value []byte, m state.Meta) error {
 func (r *rowCache) keep(key, value []byte) ([]byte, error) {
 	id := r.change(key, value)
 	kept := r.held.Get(id)
-	r.of.used += r.bytes(id)
+	r.count(r.bytes(id))
 	return kept, r.evict()
 }
 
@@ -199,7 +213,7 @@ func (r *rowCache) change(key, value []byte) (id uint32) {
 		r.held.Set(id, value)
 		return id
 	}
-	r.of.used -= r.bytes(id)
+	r.count(-r.bytes(id))
 	r.held.Use(id)
 	u := r.before(wasChanged, id)
 	u.place = r.held.Set(id, value)
@@ -317,6 +331,12 @@ func (r *rowCache) bytes(id uint32) int64 {
 	return n
 }
 
+// count adds n bytes, or takes them off.
+func (r *rowCache) count(n int64) {
+	r.used += n
+	r.of.used += n
+}
+
 // evict makes room: rows leave until the task's cache is within its bytes, or this store has none left.
 func (r *rowCache) evict() error {
 	for r.of.used > r.of.limit && r.held.Oldest() != 0 {
@@ -335,7 +355,7 @@ func (r *rowCache) evict() error {
 // drop takes a row out, with an update that has not gone on.
 func (r *rowCache) drop(id uint32) {
 	u := r.before(wasRemoved, id)
-	r.of.used -= r.bytes(id)
+	r.count(-r.bytes(id))
 	if r.onRemove != nil {
 		r.onRemove(r.held.Key(id))
 	}
@@ -498,7 +518,7 @@ func (r *rowCache) takeBack(u *rowUndo) {
 		if r.onRemove != nil {
 			r.onRemove(r.held.Key(u.id))
 		}
-		r.of.used -= r.bytes(u.id)
+		r.count(-r.bytes(u.id))
 		r.held.Free(r.held.Remove(u.id))
 		r.forget(u.id)
 		return
@@ -511,7 +531,7 @@ func (r *rowCache) takeBack(u *rowUndo) {
 		r.gone = r.gone[:from]
 		return
 	case wasChanged:
-		r.of.used -= r.bytes(u.id)
+		r.count(-r.bytes(u.id))
 	case wasRemoved:
 		r.add(r.held.KeyOf(u.place))
 	}
@@ -526,7 +546,7 @@ func (r *rowCache) takeBack(u *rowUndo) {
 	} else if len(r.inputs) > 0 {
 		delete(r.inputs, u.id)
 	}
-	r.of.used += r.bytes(u.id)
+	r.count(r.bytes(u.id))
 }
 
 // owe puts an update of a row, which may have gone on before, last on the list of what has not gone on.
@@ -691,7 +711,11 @@ func forwardRows[K, V any](c *Chain, s *rows[K, V], sendOld bool, next forwardCh
 	if !ok {
 		return
 	}
-	s.held, k.sendOld = true, sendOld
+	s.held = true
+	if len(s.n.children) == 0 { // nobody is told
+		return
+	}
+	k.sendOld = sendOld
 	k.forward = func(key, value, old []byte, m state.Meta) error {
 		ch := change[K, V]{ts: m.Timestamp, headers: m.Headers, rawKey: c.out.arena.copy(key), noNew: value == nil, noOld: true}
 		err := decodeInto(&ch.key, s.keys, key)

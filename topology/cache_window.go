@@ -390,8 +390,8 @@ func forwardWindows[K, V any](c *Chain, s *windowRows[K, V], sendOld bool) {
 	w.sendOld = sendOld
 	w.forward = func(key []byte, start int64, value, old []byte, m state.Meta) error {
 		k, err := s.keys.Decode(key)
-		ch := s.change(k, key, start, m.Timestamp, m.Headers)
-		ch.noNew = value == nil
+		ch := s.change(k, start, m.Timestamp, m.Headers)
+		ch.rawKey, ch.noNew = s.rawKey(key, start), value == nil
 		if err == nil && value != nil {
 			raw := c.out.arena.copy(value)
 			ch.rawNew = raw[timestampBytes:]
@@ -417,8 +417,8 @@ func forwardSessions[K, V any](c *Chain, s *sessionRows[K, V], sendOld bool) {
 	s.held, w.sendOld = true, sendOld
 	w.forward = func(key []byte, start, end int64, value, old []byte, m state.Meta) error {
 		k, err := s.keys.Decode(key)
-		ch := s.change(k, key, start, end)
-		ch.noNew = value == nil
+		ch := s.change(k, start, end)
+		ch.rawKey, ch.noNew = s.rawKey(key, start, end), value == nil
 		if !s.tagged { // a store with room for headers has kept none
 			ch.headers = m.Headers
 		}

@@ -67,7 +67,8 @@ func emitWindow[K, V any](rows *windowRows[K, V], key []byte, start int64, value
 	if err != nil {
 		return err
 	}
-	ch := rows.change(k, key, start, 0, h)
+	ch := rows.change(k, start, 0, h)
+	ch.rawKey = rows.rawKey(key, start)
 	if ch.new, ch.ts, err = rows.decode(value); err != nil {
 		return err
 	}

@@ -72,7 +72,7 @@ type sessionRows[K, V any] struct {
 	next    forwardChange[Windowed[K], V] // nil where only final results go on
 	tagged  bool                          // a deletion carries headers to the changelog
 	held    bool                          // the record cache holds changes back, and forwards them
-	scratch []byte
+	scratch []byte                        // of a view
 }
 
 // sessionStore returns a session store of the task. All who use it share one.
@@ -102,7 +102,7 @@ func openSessionRows[K, V any](c *Chain, t table[Windowed[K], V], info *tableInf
 func sessionView[K, V any](c *Chain, t table[Windowed[K], V]) getter[Windowed[K], V] {
 	s := openSessionRows(c, t, c.g.tables[t.ref])
 	return func(k Windowed[K], _ []byte) (v V, ts int64, ok bool, err error) {
-		key, err := s.key(k.Key, nil)
+		key, err := s.look(k.Key)
 		if err != nil {
 			return v, 0, false, err
 		}
@@ -116,10 +116,20 @@ func sessionView[K, V any](c *Chain, t table[Windowed[K], V]) getter[Windowed[K]
 	}
 }
 
+// key returns the store's bytes of a key, which live as long as the outbox. raw is its bytes as they came, or nil.
 func (s *sessionRows[K, V]) key(k K, raw []byte) ([]byte, error) {
 	if s.sameKey && raw != nil {
 		return raw, nil
 	}
+	b, err := encode(s.c, s.keys, k)
+	if err != nil {
+		return nil, fmt.Errorf("key of store: %w", err)
+	}
+	return b, nil
+}
+
+// look returns the store's bytes of a key to read a row of, which live until the next call.
+func (s *sessionRows[K, V]) look(k K) ([]byte, error) {
 	b, err := s.keys.Append(s.scratch[:0], k)
 	if err != nil {
 		return nil, fmt.Errorf("key of store: %w", err)
@@ -128,14 +138,17 @@ func (s *sessionRows[K, V]) key(k K, raw []byte) ([]byte, error) {
 	return b, nil
 }
 
-// change returns the change of a session, without its values. Its timestamp is the session's end; it has no headers.
-func (s *sessionRows[K, V]) change(k K, key []byte, start, end int64) change[Windowed[K], V] {
+// change returns the change of a session, without its values and the bytes of its key. Its timestamp is the session's end;
+// it has no headers.
+func (s *sessionRows[K, V]) change(k K, start, end int64) change[Windowed[K], V] {
+	return change[Windowed[K], V]{key: Windowed[K]{Key: k, Window: serde.WindowOf(start, end)}, ts: end, noOld: true}
+}
+
+// rawKey returns the bytes of a key and a session, which live as long as the outbox.
+func (s *sessionRows[K, V]) rawKey(key []byte, start, end int64) []byte {
 	a := &s.c.out.arena
 	b := binary.BigEndian.AppendUint64(append(a.tail(), key...), uint64(end))
-	raw := a.keep(binary.BigEndian.AppendUint64(b, uint64(start)))
-	return change[Windowed[K], V]{
-		key: Windowed[K]{Key: k, Window: serde.WindowOf(start, end)}, ts: end, rawKey: raw, noOld: true,
-	}
+	return a.keep(binary.BigEndian.AppendUint64(b, uint64(start)))
 }
 
 // remove deletes a session, and forwards that. cause is the timestamp of the record that caused it.
@@ -144,7 +157,7 @@ func (s *sessionRows[K, V]) remove(ch change[Windowed[K], V], key []byte, start,
 	if err := s.st.Remove(key, start, end, s.meta(cause, true)); err != nil {
 		return unwritten{err}
 	}
-	return s.forward(ch)
+	return s.forward(ch, key, start, end)
 }
 
 // put stores the change of a session, and forwards it.
@@ -155,13 +168,15 @@ func (s *sessionRows[K, V]) put(ch change[Windowed[K], V], key []byte, start, en
 		if err != nil {
 			return unwritten{fmt.Errorf("value of store: %w", err)}
 		}
-		ch.rawNew = a.keep(b)
+		if ch.rawNew = b; !s.held { // the record cache has a copy
+			ch.rawNew = a.keep(b)
+		}
 	}
 	s.c.at = s.n
 	if err := s.st.Put(key, start, end, ch.rawNew, s.meta(cause, ch.noNew)); err != nil {
 		return unwritten{err}
 	}
-	return s.forward(ch)
+	return s.forward(ch, key, start, end)
 }
 
 // meta goes with a write. The record cache forwards changes with the headers of the record at hand.
@@ -173,7 +188,8 @@ func (s *sessionRows[K, V]) meta(cause int64, deleted bool) state.Meta {
 	return m
 }
 
-func (s *sessionRows[K, V]) forward(ch change[Windowed[K], V]) error {
+// forward sends a change on that is in the store. The record cache does so later.
+func (s *sessionRows[K, V]) forward(ch change[Windowed[K], V], key []byte, start, end int64) error {
 	if s.held {
 		return nil
 	}
@@ -181,6 +197,7 @@ func (s *sessionRows[K, V]) forward(ch change[Windowed[K], V]) error {
 	if s.next == nil {
 		return nil
 	}
+	ch.rawKey = s.rawKey(key, start, end)
 	return s.next(ch)
 }
 
@@ -259,7 +276,7 @@ func (s *sessions[K, V, A]) take(r rec[K, V], closed int64) error {
 			return err
 		}
 	}
-	ch := s.rows.change(r.key, key, start, end)
+	ch := s.rows.change(r.key, start, end)
 	s.c.at = s.n
 	ch.new, ch.noNew = s.fold.add(r.key, agg, none, r.value)
 	return s.rows.put(ch, key, start, end, r.ts)
@@ -284,7 +301,7 @@ func (s *sessions[K, V, A]) value(f foundSession) (A, error) {
 // removeFound deletes the sessions that go into a new one.
 func (s *sessions[K, V, A]) removeFound(r rec[K, V], key []byte) error {
 	for _, f := range s.found {
-		ch := s.rows.change(r.key, key, f.start, f.end)
+		ch := s.rows.change(r.key, f.start, f.end)
 		if s.info.sendOld {
 			var err error
 			if ch.old, err = s.value(f); err != nil {
@@ -334,8 +351,8 @@ func emitSession[K, V any](rows *sessionRows[K, V], key []byte, start, end int64
 	if err != nil {
 		return err
 	}
-	ch := rows.change(k, key, start, end)
-	ch.headers = h
+	ch := rows.change(k, start, end)
+	ch.rawKey, ch.headers = rows.rawKey(key, start, end), h
 	if ch.new, err = rows.values.Decode(value); err != nil {
 		return err
 	}

@@ -203,7 +203,7 @@ func (s *sliding[K, V, A]) put(start int64, w *slidingWindow, ts int64) error {
 			return err
 		}
 	}
-	ch := s.rows.change(s.r.key, s.key, start, ts, s.r.headers)
+	ch := s.rows.change(s.r.key, start, ts, s.r.headers)
 	s.c.at = s.n
 	var before A
 	var noBefore bool
@@ -221,7 +221,7 @@ func (s *sliding[K, V, A]) addRight(w *slidingWindow, has bool) error {
 		return nil
 	}
 	row := s.bytes[w.from:w.to]
-	ch := s.rows.change(s.r.key, s.key, s.r.ts+1, w.ts, s.r.headers)
+	ch := s.rows.change(s.r.key, s.r.ts+1, w.ts, s.r.headers)
 	var err error
 	if ch.new, _, err = s.rows.decode(row); err != nil {
 		return err

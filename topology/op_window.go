@@ -22,7 +22,7 @@ type windowRows[K, V any] struct {
 	next    forwardChange[Windowed[K], V] // nothing where only final results go on
 	tagged  bool                          // a deletion carries headers to the changelog
 	held    bool                          // the record cache holds changes back, and forwards them
-	scratch []byte
+	scratch []byte                        // of a view
 }
 
 // windowStore returns a window store of the task. All who use it share one.
@@ -80,7 +80,7 @@ func innerKeys[K, V any](r *registry, t table[Windowed[K], V]) serde.Serde[K] {
 func windowView[K, V any](c *Chain, t table[Windowed[K], V]) getter[Windowed[K], V] {
 	s := openWindowRows(c, t, c.g.tables[t.ref])
 	return func(k Windowed[K], _ []byte) (v V, ts int64, ok bool, err error) {
-		key, err := s.key(k.Key, nil)
+		key, err := s.look(k.Key)
 		if err != nil {
 			return v, 0, false, err
 		}
@@ -88,11 +88,20 @@ func windowView[K, V any](c *Chain, t table[Windowed[K], V]) getter[Windowed[K],
 	}
 }
 
-// key returns the store's bytes of a key. They live until the next call.
+// key returns the store's bytes of a key, which live as long as the outbox. raw is its bytes as they came, or nil.
 func (s *windowRows[K, V]) key(k K, raw []byte) ([]byte, error) {
 	if s.sameKey && raw != nil {
 		return raw, nil
 	}
+	b, err := encode(s.c, s.keys, k)
+	if err != nil {
+		return nil, fmt.Errorf("key of store: %w", err)
+	}
+	return b, nil
+}
+
+// look returns the store's bytes of a key to read a row of, which live until the next call.
+func (s *windowRows[K, V]) look(k K) ([]byte, error) {
 	b, err := s.keys.Append(s.scratch[:0], k)
 	if err != nil {
 		return nil, fmt.Errorf("key of store: %w", err)
@@ -119,13 +128,15 @@ func (s *windowRows[K, V]) decode(b []byte) (v V, ts int64, err error) {
 	return v, int64(binary.BigEndian.Uint64(b)), err
 }
 
-// change returns the change of a row that a record causes, without its values.
-func (s *windowRows[K, V]) change(k K, key []byte, start, ts int64, h Headers) change[Windowed[K], V] {
+// change returns the change of a row that a record causes, without its values and the bytes of its key.
+func (s *windowRows[K, V]) change(k K, start, ts int64, h Headers) change[Windowed[K], V] {
+	return change[Windowed[K], V]{key: Windowed[K]{Key: k, Window: serde.WindowOf(start, s.w.end(start))}, ts: ts, headers: h, noOld: true}
+}
+
+// rawKey returns the bytes of a key and a window's start, which live as long as the outbox.
+func (s *windowRows[K, V]) rawKey(key []byte, start int64) []byte {
 	a := &s.c.out.arena
-	raw := a.keep(binary.BigEndian.AppendUint64(append(a.tail(), key...), uint64(start)))
-	return change[Windowed[K], V]{
-		key: Windowed[K]{Key: k, Window: serde.WindowOf(start, s.w.end(start))}, ts: ts, headers: h, rawKey: raw, noOld: true,
-	}
+	return a.keep(binary.BigEndian.AppendUint64(append(a.tail(), key...), uint64(start)))
 }
 
 // unwritten is the failure to store what an operator made.
@@ -164,7 +175,9 @@ func (s *windowRows[K, V]) put(ch change[Windowed[K], V], key []byte, start, cau
 		} else if b, err = s.values.Append(b, ch.new); err != nil {
 			return unwritten{fmt.Errorf("value of store: %w", err)}
 		}
-		row = a.keep(b)
+		if row = b; !s.held { // the record cache has a copy
+			row = a.keep(b)
+		}
 		ch.rawNew = row[timestampBytes:]
 	}
 	s.c.at = s.n
@@ -178,6 +191,7 @@ func (s *windowRows[K, V]) put(ch change[Windowed[K], V], key []byte, start, cau
 	if s.next == nil {
 		return nil
 	}
+	ch.rawKey = s.rawKey(key, start)
 	return s.next(ch)
 }
 
@@ -233,7 +247,7 @@ func updateWindow[K, V, A any](c *Chain, n *node, rows *windowRows[K, A], info *
 		if !had || r.ts > ts {
 			ts = r.ts
 		}
-		ch := rows.change(r.key, key, start, ts, r.headers)
+		ch := rows.change(r.key, start, ts, r.headers)
 		c.at = n
 		var before A
 		var noBefore bool

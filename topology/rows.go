@@ -149,8 +149,8 @@ func (s *rows[K, V]) forward(ch change[K, V]) error {
 	return s.next(ch)
 }
 
-// write puts a row into the store, and returns the value's bytes, which live as long as the outbox. raw is the value's
-// bytes if they are known.
+// write puts a row into the store, and returns the value's bytes, which live as long as the outbox; none where the record
+// cache, which has a copy, holds the row back. raw is the value's bytes if they are known.
 func (s *rows[K, V]) write(key []byte, v V, none bool, raw []byte, ts int64) ([]byte, error) {
 	m := state.Meta{Timestamp: ts}
 	if s.held || s.tagged {
@@ -169,6 +169,9 @@ func (s *rows[K, V]) write(key []byte, v V, none bool, raw []byte, ts int64) ([]
 		if b, err = s.values.Append(b, v); err != nil {
 			return nil, fmt.Errorf("value of store: %w", err)
 		}
+	}
+	if s.held {
+		return nil, s.st.Put(key, b, m)
 	}
 	b = a.keep(b)
 	return b[timestampBytes:], s.st.Put(key, b, m)

@@ -356,6 +356,7 @@ func checkStore(t *rapid.T, h Harness, o state.BufferOptions) {
 		"scan":      m.scan,
 		"savepoint": m.savepoint,
 		"rollback":  m.rollback,
+		"keep":      m.keep,
 		"seal":      m.seal,
 		"apply":     m.apply,
 		"discard":   m.discard,
@@ -474,6 +475,15 @@ func (m *storeMachine) savepoint(t *rapid.T) {
 		t.Fatalf("Next() of an iterator of the step before: %v", it.Err())
 	}
 	m.undone = &storeMachine{cur: maps.Clone(m.cur), dirty: slices.Clone(m.dirty)}
+}
+
+func (m *storeMachine) keep(t *rapid.T) {
+	it := m.store.Scan(nil, nil, false)
+	m.store.Keep()
+	if it.Next() || it.Err() != state.ErrIteratorEnded {
+		t.Fatalf("Next() of an iterator of the step before: %v", it.Err())
+	}
+	m.undone = nil
 }
 
 func (m *storeMachine) rollback(t *rapid.T) {

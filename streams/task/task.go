@@ -314,19 +314,23 @@ func (t *Task) fail(err error) error {
 func (t *Task) CommitRequested() bool { return t.chain.CommitRequested() }
 
 // Flush sends what record caches and buffers hold back through the chain, so that it is part of the commit that follows.
+// That is no step: where it fails, so does the task.
 func (t *Task) Flush() error {
 	if t.failed != nil {
 		return t.failed
 	}
 	t.chain.Begin(t.out, t.now)
 	for i := range t.stores {
-		t.stores[i].b.Savepoint()
+		t.stores[i].b.Keep()
 	}
 	return t.fail(t.chain.Guard(t.chain.Flush))
 }
 
 // Held tells whether the record cache holds updates that the next commit sends on.
 func (t *Task) Held() bool { return t.chain.Held() }
+
+// HeldBytes returns about how much the updates that the record cache holds back will take in the buffers of their stores.
+func (t *Task) HeldBytes() int64 { return t.chain.HeldBytes() }
 
 // Change is one record that a commit owes to a changelog topic.
 type Change struct {
