@@ -59,6 +59,7 @@ type feed struct {
 	out     bool  // part of a request
 	removed bool
 	retryAt time.Time
+	fullAt  time.Time // since when it is left out of requests because it holds its share; zero: it is not
 	fails   int
 	tight   int // how many times the bytes to ask for are halved, because what came unpacked to more than the share
 }
@@ -252,7 +253,8 @@ type wanted struct {
 	wait  time.Duration // for something to come
 }
 
-// pick returns what to ask for, and when to look again.
+// pick returns what to ask for, and when to look again. A feed that holds its share is left out, and is not to wait with
+// nothing to process for what may not come of the others: the request is over by the time that as much again is processed.
 func (l *fetchLoop) pick() (want wanted, retry <-chan time.Time) {
 	f := l.f
 	f.mu.Lock()
@@ -272,8 +274,12 @@ func (l *fetchLoop) pick() (want wanted, retry <-chan time.Time) {
 				next = d.retryAt
 			}
 		case d.lags(want.share):
+			if d.fullAt.IsZero() {
+				d.fullAt = now
+			}
+			want.wait = min(want.wait, max(shortWait, now.Sub(d.fullAt)))
 		default:
-			d.out = true
+			d.out, d.fullAt = true, time.Time{}
 			want.feeds = append(want.feeds, d)
 		}
 	}
