@@ -38,7 +38,7 @@ const (
 )
 
 // pace decides when the open buffer is due. Waiting costs latency; each commit costs the brokers the same, whether it
-// holds one record or ten thousand. So an idle worker commits early, but spends at most a fifth of its time on commits,
+// holds one record or ten thousand. So an idle worker commits early, but spends at most half of its time on commits,
 // and at most so often that all workers of the group together stay below a thousand a second.
 type pace struct {
 	exactlyOnce bool
@@ -87,7 +87,7 @@ func (p pace) early() time.Time {
 	if p.exactlyOnce {
 		least = leastEarlyOnce
 	}
-	at := p.ended.Add(max(least, 4*p.average, time.Duration(p.workers)*time.Millisecond))
+	at := p.ended.Add(max(least, p.average, time.Duration(p.workers)*time.Millisecond))
 	if at.Before(p.opened) {
 		return p.opened
 	}

@@ -26,8 +26,8 @@ func TestPaceDue(t *testing.T) {
 		{"idle", once, idle, at(0), causeIdle},
 		{"idle, first commit", ended(once, 0, 0), idle, at(10), causeIdle},
 		{"idle right after a commit", ended(once, -4, ms), idle, at(6), causeIdle},
-		{"idle after a slow commit", ended(once, -4, 10*ms), idle, at(36), causeIdle},
-		{"idle after one slower than the interval", ended(once, 0, 50*ms), idle, at(100), causeInterval},
+		{"idle after a slow commit", ended(once, -4, 20*ms), idle, at(16), causeIdle},
+		{"idle after one slower than the interval", ended(once, 0, 150*ms), idle, at(100), causeInterval},
 		{"idle with updates held back", once, with(idle, func(l *load) { l.cached = true }), at(100), causeInterval},
 		{"bytes", once, with(busy, func(l *load) { l.bytes = 100 }), at(0), causeBytes},
 		{
