@@ -532,6 +532,6 @@ func (c Config) memory() memory {
 	}
 }
 
-// mostBurst is what a worker sends in one transaction, about, if no record cache held it back: of that it sends
-// [heldShare] times as much.
+// mostBurst is what a worker sends in one transaction, about. Of what the record cache holds back it is [heldShare] times as
+// much, and what a flush of that writes besides comes on top.
 const mostBurst = 8 << 20

@@ -25,7 +25,7 @@ type load struct {
 	tasks    int   // tasks that contributed a step or moved an offset
 	publish  bool  // there are output or changelog records, those sent ahead included
 	cached   bool  // record caches hold updates back, which a commit would send early
-	bytes    int   // of output and of dirty keys, without what was sent ahead
+	bytes    int   // of output and of dirty keys, those held back with their share, without what was sent ahead
 	idle     bool  // no record is queued
 	want     cause // causeRequest, causeRevoke, causeClose: commit now; else causeNone
 	stepping bool  // a task is inside its step, so that the buffer cannot be sealed or discarded

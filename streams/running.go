@@ -21,7 +21,7 @@ type running struct {
 
 	touched    bool   // it contributes to the open buffer
 	committing bool   // it contributes to the sealed one
-	stateBytes int64  // of the stores' open buffers
+	stateBytes int64  // of the stores' open buffers, as measure counts
 	cached     bool   // a record cache may hold updates back
 	left       func() // to be called when it is closed; not nil: it is being given back
 	gone       bool   // closed: what still comes for it is dropped

@@ -59,7 +59,6 @@ type feed struct {
 	out     bool  // part of a request
 	removed bool
 	retryAt time.Time
-	fullAt  time.Time // since when it is left out of requests because it holds its share; zero: it is not
 	fails   int
 	tight   int // how many times the bytes to ask for are halved, because what came unpacked to more than the share
 }
@@ -79,6 +78,7 @@ type fetched struct {
 const (
 	fetchWait      = 250 * time.Millisecond // how long a broker waits for something to come; a new feed waits as long,
 	shortWait      = 10 * time.Millisecond  // or so long if others were new shortly before
+	fullWait       = 20 * time.Millisecond  // or so long if one is left out because it holds its share
 	newFor         = time.Second
 	mostFetchBytes = 16 << 20 // of a request
 	mostPartBytes  = 1 << 20  // of a partition in it
@@ -253,8 +253,8 @@ type wanted struct {
 	wait  time.Duration // for something to come
 }
 
-// pick returns what to ask for, and when to look again. A feed that holds its share is left out, and is not to wait with
-// nothing to process for what may not come of the others: the request is over by the time that as much again is processed.
+// pick returns what to ask for, and when to look again. A feed that holds its share is left out, and is not to be out of
+// records for long while the request waits for what may not come of the others.
 func (l *fetchLoop) pick() (want wanted, retry <-chan time.Time) {
 	f := l.f
 	f.mu.Lock()
@@ -274,12 +274,9 @@ func (l *fetchLoop) pick() (want wanted, retry <-chan time.Time) {
 				next = d.retryAt
 			}
 		case d.lags(want.share):
-			if d.fullAt.IsZero() {
-				d.fullAt = now
-			}
-			want.wait = min(want.wait, max(shortWait, now.Sub(d.fullAt)))
+			want.wait = min(want.wait, fullWait)
 		default:
-			d.out, d.fullAt = true, time.Time{}
+			d.out = true
 			want.feeds = append(want.feeds, d)
 		}
 	}

@@ -140,7 +140,7 @@ func (x *cacheTest) check() {
 			x.Fatalf("row %q has mark %d of %d updates", x.r.held.Key(id), at, len(x.r.updates))
 		}
 	}
-	if used != x.r.of.used || dirty != x.r.dirty {
+	if used != x.r.of.used || used != x.r.used || dirty != x.r.dirty {
 		x.Fatalf("%d bytes and %d dirty rows are counted, there are %d and %d", x.r.of.used, x.r.dirty, used, dirty)
 	}
 	for i := 1; i < len(x.r.updates); i++ {
