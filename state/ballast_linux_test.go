@@ -17,7 +17,7 @@ func smallDisk(t *testing.T, megabytes int) string {
 	dir := t.TempDir()
 	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", megabytes))
 	if errors.Is(err, fs.ErrPermission) {
-		t.Skipf("run it as root, in a container with CAP_SYS_ADMIN, to mount a file system: %v", err)
+		t.Skipf("CAP_SYS_ADMIN is not set, to mount a file system (%v): run the test as root, in a container with --cap-add=SYS_ADMIN", err)
 	}
 	must(t, err)
 	t.Cleanup(func() { must(t, syscall.Unmount(dir, syscall.MNT_DETACH)) })

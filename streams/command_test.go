@@ -209,7 +209,7 @@ func TestCompletion(t *testing.T) {
 	}
 	bash, err := exec.LookPath("bash")
 	if err != nil {
-		t.Skip("run it with bash in PATH")
+		t.Skip("bash is not in PATH: install it, or set PATH to where it is")
 	}
 	for line, want := range map[string]string{"app desc": "describe", "app describe --js": "--json"} {
 		words := strings.Fields(line)

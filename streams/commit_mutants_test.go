@@ -105,7 +105,7 @@ var commitMutants = []mutant{
 // TestCommitMutants compiles the package with one fault at a time, and wants its tests to fail.
 func TestCommitMutants(t *testing.T) {
 	if !*mutants {
-		t.Skip("run it with -commit.mutants: it takes some minutes")
+		t.Skip("-commit.mutants is not set: set it with go test ./streams -run TestCommitMutants -commit.mutants, which takes some minutes")
 	}
 	source, err := os.ReadFile("commit.go")
 	if err != nil {

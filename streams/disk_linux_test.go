@@ -99,7 +99,7 @@ func smallDisk(t *testing.T, megabytes int) string {
 	dir := t.TempDir()
 	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", megabytes))
 	if errors.Is(err, fs.ErrPermission) {
-		t.Skipf("run it as root, in a container with CAP_SYS_ADMIN, to mount a file system: %v", err)
+		t.Skipf("CAP_SYS_ADMIN is not set, to mount a file system (%v): run the test as root, in a container with --cap-add=SYS_ADMIN", err)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -25,7 +25,7 @@ func resident(t *testing.T) float64 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		t.Skipf("run it on Linux with /proc mounted: %v", err)
+		t.Skipf("/proc/self/status is not there (%v): run the test on Linux, with /proc mounted", err)
 	}
 	for line := range strings.Lines(string(b)) {
 		var kb float64
@@ -33,7 +33,7 @@ func resident(t *testing.T) float64 {
 			return kb * 1024
 		}
 	}
-	t.Skip("run it on Linux 4.5 or later: /proc/self/status has no RssAnon")
+	t.Skip("/proc/self/status has no RssAnon: run the test on Linux 4.5 or later")
 	return 0
 }
 
@@ -44,7 +44,7 @@ const ownProcess = "EDDYLINE_TEST_OWN_PROCESS"
 // what other tests have left behind comes and goes.
 func TestMemoryGauges(t *testing.T) {
 	if testing.Short() {
-		t.Skip("run it without -short, and without the race detector, which has memory of its own for every byte")
+		t.Skip("-short is set: leave it out, with the race detector, which has memory of its own for every byte")
 	}
 	resident(t) // skips the test where nobody knows
 	if os.Getenv(ownProcess) == "" {

@@ -67,7 +67,7 @@ func TestWordsSurvive(t *testing.T) {
 // have other things to do.
 func TestQuick(t *testing.T) {
 	if testing.Short() {
-		t.Skip("run it without -short: the times are those without the race detector")
+		t.Skip("-short is set: leave it out, with the race detector, under which the times are others")
 	}
 	for _, test := range []struct {
 		what string

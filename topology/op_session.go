@@ -63,16 +63,13 @@ func nullOf[T any]() func(T) bool {
 
 // sessionRows is the store of a table by sessions, typed.
 type sessionRows[K, V any] struct {
-	c       *Chain
-	n       *node
-	st      state.SessionBytes
-	keys    serde.Serde[K]
-	values  serde.Serde[V]
-	sameKey bool                          // the bytes that keys come with are the store's
-	next    forwardChange[Windowed[K], V] // nil where only final results go on
-	tagged  bool                          // a deletion carries headers to the changelog
-	held    bool                          // the record cache holds changes back, and forwards them
-	scratch []byte                        // of a view
+	rowKeys[K]
+	n      *node
+	st     state.SessionBytes
+	values serde.Serde[V]
+	next   forwardChange[Windowed[K], V] // nil where only final results go on
+	tagged bool                          // a deletion carries headers to the changelog
+	held   bool                          // the record cache holds changes back, and forwards them
 }
 
 // sessionStore returns a session store of the task. All who use it share one.
@@ -91,7 +88,7 @@ func (c *Chain) sessionStore(s *StoreSpec) *state.Sessions {
 }
 
 func openSessionRows[K, V any](c *Chain, t table[Windowed[K], V], info *tableInfo) *sessionRows[K, V] {
-	s := &sessionRows[K, V]{c: c, st: c.cachedSessions(info.spec), keys: c.storeKeys(info.spec, innerKeys(c.g.reg, t))}
+	s := &sessionRows[K, V]{rowKeys: rowKeys[K]{c: c, keys: c.storeKeys(info.spec, innerKeys(c.g.reg, t))}, st: c.cachedSessions(info.spec)}
 	s.tagged = info.spec.HeadersOfDeletes
 	_, values := t.serdes(c.g.reg)
 	s.values = c.storeValues(info.spec, values)
@@ -102,7 +99,7 @@ func openSessionRows[K, V any](c *Chain, t table[Windowed[K], V], info *tableInf
 func sessionView[K, V any](c *Chain, t table[Windowed[K], V]) getter[Windowed[K], V] {
 	s := openSessionRows(c, t, c.g.tables[t.ref])
 	return func(k Windowed[K], _ []byte) (v V, ts int64, ok bool, err error) {
-		key, err := s.look(k.Key)
+		key, err := s.look(k.Key, nil)
 		if err != nil {
 			return v, 0, false, err
 		}
@@ -114,28 +111,6 @@ func sessionView[K, V any](c *Chain, t table[Windowed[K], V]) getter[Windowed[K]
 		v, err = s.values.Decode(b)
 		return v, end, err == nil, err
 	}
-}
-
-// key returns the store's bytes of a key, which live as long as the outbox. raw is its bytes as they came, or nil.
-func (s *sessionRows[K, V]) key(k K, raw []byte) ([]byte, error) {
-	if s.sameKey && raw != nil {
-		return raw, nil
-	}
-	b, err := encode(s.c, s.keys, k)
-	if err != nil {
-		return nil, fmt.Errorf("key of store: %w", err)
-	}
-	return b, nil
-}
-
-// look returns the store's bytes of a key to read a row of, which live until the next call.
-func (s *sessionRows[K, V]) look(k K) ([]byte, error) {
-	b, err := s.keys.Append(s.scratch[:0], k)
-	if err != nil {
-		return nil, fmt.Errorf("key of store: %w", err)
-	}
-	s.scratch = b
-	return b, nil
 }
 
 // change returns the change of a session, without its values and the bytes of its key. Its timestamp is the session's end;

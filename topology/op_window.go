@@ -12,17 +12,14 @@ import (
 // windowRows is the store of a table by time windows, typed. It belongs to the node that keeps the table; others read it
 // through a view.
 type windowRows[K, V any] struct {
-	c       *Chain
-	n       *node
-	st      state.WindowBytes
-	keys    serde.Serde[K]
-	values  serde.Serde[V]
-	w       windowing
-	sameKey bool                          // the bytes that keys come with are the store's
-	next    forwardChange[Windowed[K], V] // nothing where only final results go on
-	tagged  bool                          // a deletion carries headers to the changelog
-	held    bool                          // the record cache holds changes back, and forwards them
-	scratch []byte                        // of a view
+	rowKeys[K]
+	n      *node
+	st     state.WindowBytes
+	values serde.Serde[V]
+	w      windowing
+	next   forwardChange[Windowed[K], V] // nothing where only final results go on
+	tagged bool                          // a deletion carries headers to the changelog
+	held   bool                          // the record cache holds changes back, and forwards them
 }
 
 // windowStore returns a window store of the task. All who use it share one.
@@ -60,7 +57,7 @@ func keepWindows[K, V any](c *Chain, n *node, t table[Windowed[K], V], info *tab
 }
 
 func openWindowRows[K, V any](c *Chain, t table[Windowed[K], V], info *tableInfo) *windowRows[K, V] {
-	s := &windowRows[K, V]{c: c, st: c.cachedWindows(info.spec), keys: c.storeKeys(info.spec, innerKeys(c.g.reg, t))}
+	s := &windowRows[K, V]{rowKeys: rowKeys[K]{c: c, keys: c.storeKeys(info.spec, innerKeys(c.g.reg, t))}, st: c.cachedWindows(info.spec)}
 	s.tagged = info.spec.HeadersOfDeletes
 	_, values := t.serdes(c.g.reg)
 	s.values = c.storeValues(info.spec, values)
@@ -80,34 +77,12 @@ func innerKeys[K, V any](r *registry, t table[Windowed[K], V]) serde.Serde[K] {
 func windowView[K, V any](c *Chain, t table[Windowed[K], V]) getter[Windowed[K], V] {
 	s := openWindowRows(c, t, c.g.tables[t.ref])
 	return func(k Windowed[K], _ []byte) (v V, ts int64, ok bool, err error) {
-		key, err := s.look(k.Key)
+		key, err := s.look(k.Key, nil)
 		if err != nil {
 			return v, 0, false, err
 		}
 		return s.get(key, k.Window.Start.UnixMilli())
 	}
-}
-
-// key returns the store's bytes of a key, which live as long as the outbox. raw is its bytes as they came, or nil.
-func (s *windowRows[K, V]) key(k K, raw []byte) ([]byte, error) {
-	if s.sameKey && raw != nil {
-		return raw, nil
-	}
-	b, err := encode(s.c, s.keys, k)
-	if err != nil {
-		return nil, fmt.Errorf("key of store: %w", err)
-	}
-	return b, nil
-}
-
-// look returns the store's bytes of a key to read a row of, which live until the next call.
-func (s *windowRows[K, V]) look(k K) ([]byte, error) {
-	b, err := s.keys.Append(s.scratch[:0], k)
-	if err != nil {
-		return nil, fmt.Errorf("key of store: %w", err)
-	}
-	s.scratch = b
-	return b, nil
 }
 
 // get returns the row of a key and a window's start.

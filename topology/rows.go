@@ -10,19 +10,49 @@ import (
 
 // rows is the store of a table, typed. It belongs to the node that keeps the table; others read it through a view.
 type rows[K, V any] struct {
-	c       *Chain
+	rowKeys[K]
 	n       *node
 	st      state.Store
 	past    *state.Versions // where the table is versioned; st is nil then
-	keys    serde.Serde[K]
 	values  serde.Serde[V]
-	sameKey bool // the bytes that keys come with are the store's
 	next    forwardChange[K, V]
-	scratch []byte // of a view
 	logged  bool
 	tagged  bool    // a deletion carries headers to the changelog
 	held    bool    // the record cache holds changes back, and forwards them
 	headers Headers // of the change at hand
+}
+
+// rowKeys makes the bytes of a store's keys.
+type rowKeys[K any] struct {
+	c       *Chain
+	keys    serde.Serde[K]
+	sameKey bool   // the bytes that keys come with are the store's
+	scratch []byte // of look
+}
+
+// key returns the store's bytes of a key, which live as long as the outbox. raw is its bytes as they came, or nil.
+func (s *rowKeys[K]) key(k K, raw []byte) ([]byte, error) {
+	if s.sameKey && raw != nil {
+		return raw, nil
+	}
+	b, err := encode(s.c, s.keys, k)
+	if err != nil {
+		return nil, fmt.Errorf("key of store: %w", err)
+	}
+	return b, nil
+}
+
+// look returns the store's bytes of a key to read a row of, which live until the next call. raw is those bytes, or nil.
+func (s *rowKeys[K]) look(k K, raw []byte) ([]byte, error) {
+	if raw != nil {
+		return raw, nil
+	}
+	b, err := s.keys.Append(s.scratch[:0], k)
+	if err != nil {
+		return nil, fmt.Errorf("key of store: %w", err)
+	}
+	s.scratch = b
+	return b, nil
 }
 
 // timestampBytes is how many bytes stand before each value in a timestamped store.
@@ -37,7 +67,7 @@ func keepRows[K, V any](c *Chain, n *node, t table[K, V], info *tableInfo, from 
 }
 
 func openRows[K, V any](c *Chain, t table[K, V], info *tableInfo) *rows[K, V] {
-	s := &rows[K, V]{c: c}
+	s := &rows[K, V]{rowKeys: rowKeys[K]{c: c}}
 	if info.spec.Kind == VersionedStore {
 		s.past = c.versionedStore(info.spec)
 	} else {
@@ -57,31 +87,6 @@ func keptView[K, V any](c *Chain, t table[K, V]) getter[K, V] {
 		}
 		return s.get(raw)
 	}
-}
-
-// look returns the bytes of a key to read a row of, which live until the next call.
-func (s *rows[K, V]) look(key K, raw []byte) ([]byte, error) {
-	if raw != nil {
-		return raw, nil
-	}
-	b, err := s.keys.Append(s.scratch[:0], key)
-	if err != nil {
-		return nil, fmt.Errorf("key of store: %w", err)
-	}
-	s.scratch = b
-	return b, nil
-}
-
-// key returns the store's bytes of a key, which live as long as the outbox. raw is its bytes as they came, or nil.
-func (s *rows[K, V]) key(k K, raw []byte) ([]byte, error) {
-	if s.sameKey && raw != nil {
-		return raw, nil
-	}
-	b, err := encode(s.c, s.keys, k)
-	if err != nil {
-		return nil, fmt.Errorf("key of store: %w", err)
-	}
-	return b, nil
 }
 
 // get returns the row of a key.

@@ -153,7 +153,7 @@ func mutant(name string) bool { return os.Getenv("EDDYLINE_MUTANT") == name }
 // pass the same seeds without one.
 func TestMutants(t *testing.T) {
 	if !*mutate {
-		t.Skip("run it with -sim.mutants: it takes some minutes")
+		t.Skip("-sim.mutants is not set: set it with go test ./testkit/simulation -run TestMutants -sim.mutants, which takes some minutes")
 	}
 	binary := buildMutants(t)
 	seeds := map[string]int{} // by scenario, as many as it took
@@ -177,7 +177,7 @@ func TestMutants(t *testing.T) {
 // TestMutantsBuild keeps the faults in step with the runtime, which they are edits of.
 func TestMutantsBuild(t *testing.T) {
 	if testing.Short() {
-		t.Skip("run it without -short: it compiles the runtime")
+		t.Skip("-short is set: leave it out, the test compiles the runtime")
 	}
 	out, err := exec.Command("go", "build", "-overlay", overlayMutants(t), filepath.Join("..", "..", "streams")).CombinedOutput()
 	if err != nil {
