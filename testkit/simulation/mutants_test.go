@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -40,7 +41,7 @@ var mutants = []mutant{
 			"	if !mutant(NAME) && !c.cfg.exactlyOnce && c.unacknowledged(c.batch.seq) {\n		if now",
 		},
 	}},
-	{"state applied before the commit", "words", []edit{
+	{"state applied before the commit", "aborted", []edit{
 		{
 			"worker.go", "	default:\n		w.send.do(e)\n	}\n}",
 			`	default:
@@ -89,7 +90,7 @@ var mutants = []mutant{
 	{"restore ended at the last stable offset", "in-memory", []edit{{
 		"restore.go", "offsets, err := r.app.cluster.listOffsets(ctx, false,", "offsets, err := r.app.cluster.listOffsets(ctx, mutant(NAME),",
 	}}},
-	{"N+1 on the wire before N is confirmed", "words", []edit{{
+	{"N+1 on the wire before N is confirmed", "aborted", []edit{{
 		"commit.go", "		return c.ask(effect{do: doEnd, slot: c.slot}), true",
 		`		e := c.ask(effect{do: doEnd, slot: c.slot})
 		if mutant(NAME) {
@@ -97,7 +98,7 @@ var mutants = []mutant{
 		}
 		return e, true`,
 	}}},
-	{"a plain offset commit under exactly-once", "words", []edit{
+	{"a plain offset commit under exactly-once", "aborted", []edit{
 		{
 			"commit.go", "	return c.ask(effect{do: do, slot: c.slot, batch: c.batch, member: c.member}), true",
 			`	to := c.slot
@@ -118,7 +119,7 @@ var mutants = []mutant{
 	{"a failed task's output in its neighbour's commit", "failing", []edit{{
 		"sink.go", "b.parts[last].r == r && b.parts[last].to == b.count {", "b.parts[last].r == r && (b.parts[last].to == b.count || mutant(NAME)) {",
 	}}},
-	{"an aborted task rewound in place", "words", []edit{{
+	{"an aborted task rewound in place", "aborted", []edit{{
 		"worker.go", "		if !r.gone {\n			w.abandon(r)\n			w.app.notes.put(reopened{r.id, r.owner.epoch})",
 		`		if !r.gone && r.left == nil && mutant(NAME) {
 			for _, st := range r.order {
@@ -246,13 +247,15 @@ func runMutant(t *testing.T, binary string, m mutant) int {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), noticeWithin)
 	defer cancel()
-	c := exec.CommandContext(ctx, binary, "-test.run", "^TestSimulate$/^"+m.scenario+"$", "-sim.seeds", "100000")
+	c := exec.CommandContext(ctx, binary, "-test.v", "-test.run", "^TestSimulate$/^"+m.scenario+"$", "-sim.seeds", "100000")
 	c.Env = append(os.Environ(), "EDDYLINE_MUTANT="+m.name)
+	c.Cancel = func() error { return c.Process.Signal(syscall.SIGQUIT) } // it prints where its goroutines are
+	c.WaitDelay = 10 * time.Second
 	out, err := c.CombinedOutput()
 	failed := failedSeed.FindSubmatch(out)
 	switch {
 	case ctx.Err() != nil:
-		t.Fatalf("no seed noticed within %v", noticeWithin)
+		t.Fatalf("no seed noticed within %v:\n%s", noticeWithin, out)
 	case failed == nil:
 		t.Fatalf("%v, without a seed that failed:\n%s", err, out)
 	}

@@ -9,6 +9,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/streams"
@@ -36,6 +39,14 @@ func word(s *testkit.Sim) string { return words[s.Rand.IntN(len(words))] }
 
 // sendWords sends lines of two words, with any key.
 func sendWords(s *testkit.Sim) { s.Input(lines).Send(word(s), word(s)+" "+word(s)) }
+
+// sendAborted is sendWords, with a commit now and then that is refused at its end.
+func sendAborted(s *testkit.Sim) {
+	sendWords(s)
+	if s.Rand.IntN(8) == 0 {
+		s.Cluster.Fault(testkit.Fault{Request: kmsg.EndTxn, Err: kerr.TransactionAbortable})
+	}
+}
 
 // sendDisorder sends records that are out of order, and none that is late: what stream time was before a restart is not
 // known after it, so that a late one may be counted then, as in Kafka Streams. At the end it closes the windows.
@@ -108,12 +119,20 @@ var scenarios = []scenario{
 		countWords(b).As("counts").ToStream().To(counts)
 	}, uncached, sendWords, testkit.Expect(counts, testkit.InOrder), testkit.Expect(upper, testkit.InOrder)),
 
+	// Commits that are refused at their end, and done again.
+	of("aborted", func(b *topology.Builder) { countWords(b).As("counts").ToStream().To(counts) }, uncached, sendAborted,
+		testkit.Expect(counts, testkit.InOrder)),
+
 	// Record caches hold updates back until a commit.
 	of("cached", func(b *topology.Builder) { countWords(b).As("counts").ToStream().To(counts) }, nil, sendWords),
 
-	// State that every start has to restore.
-	of("in-memory", func(b *topology.Builder) { countWords(b).In(inMemory).ToStream().To(counts) }, uncached, sendWords,
-		testkit.Expect(counts, testkit.InOrder)),
+	// State that every start has to restore, which is long in doubt after a commit.
+	func() scenario {
+		s := of("in-memory", func(b *topology.Builder) { countWords(b).In(inMemory).ToStream().To(counts) }, uncached, sendWords,
+			testkit.Expect(counts, testkit.InOrder))
+		s.Cluster.MarkerDelay = time.Second
+		return s
+	}(),
 
 	// Stream time, records out of order.
 	of("windows", func(b *topology.Builder) { windowed(b).ToStream().To(perTen) }, uncached, sendDisorder,
@@ -171,9 +190,11 @@ var scenarios = []scenario{
 		s.Send = func(s *testkit.Sim) {
 			now := left.Swap(-1) // the driver is sent to as well, and does not fail
 			if s.N == 0 {
-				now = 10
+				now = 20
 			}
-			sendWords(s)
+			for range 4 {
+				sendWords(s)
+			}
 			left.Store(max(now, 0))
 		}
 		return s
