@@ -1,9 +1,6 @@
 package state
 
-import (
-	"errors"
-	"iter"
-)
+import "errors"
 
 // Engine is an ordered map of bytes with atomic batches, in which every store of every task has a [Space]. It is safe for
 // concurrent use. What survives the end of the process is a prefix of the order of its batches, up to at least the last
@@ -18,10 +15,11 @@ type Engine interface {
 	// NewBatch returns an empty batch.
 	NewBatch() Batch
 
-	// Ingest writes a run of entries in the order of their keys, each key once, all from from, inclusive, to to,
+	// Ingest writes the entries that run adds, in the order of their keys, each key once, all from from, inclusive, to to,
 	// exclusive; a nil value deletes. It replaces what the engine has under the same keys, all at once, and is on disk
-	// when it returns. Nobody else may write to the span meanwhile.
-	Ingest(from, to []byte, run iter.Seq2[[]byte, []byte]) error
+	// when it returns. Nobody else may write to the span meanwhile. run returns an error of add, or one of its own: then
+	// nothing is written.
+	Ingest(from, to []byte, run func(add func(key, value []byte) error) error) error
 
 	// Excise deletes a span without reading it, so that it heals one whose blocks are damaged.
 	Excise(from, to []byte) error

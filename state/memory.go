@@ -3,7 +3,6 @@ package state
 import (
 	"bytes"
 	"encoding/binary"
-	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -134,14 +133,18 @@ func (m *Memory) Excise(from, to []byte) error {
 }
 
 // Ingest implements [Engine].
-func (m *Memory) Ingest(_, _ []byte, run iter.Seq2[[]byte, []byte]) error {
+func (m *Memory) Ingest(_, _ []byte, run func(add func(key, value []byte) error) error) error {
 	b := m.NewBatch()
-	for k, v := range run {
-		if v == nil {
-			b.Delete(k)
+	err := run(func(key, value []byte) error {
+		if value == nil {
+			b.Delete(key)
 		} else {
-			b.Set(k, v)
+			b.Set(key, value)
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return b.Apply()
 }

@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -184,16 +183,13 @@ func (h *history) restore(t *testing.T, all *Spaces, i int) error {
 	if err := s.Drop(); err != nil {
 		return err
 	}
-	run := func(yield func(k, v []byte) bool) {
-		for _, k := range slices.Sorted(maps.Keys(h.now[i])) {
-			if !yield([]byte(k), []byte(h.now[i][k])) {
-				return
-			}
-		}
+	rows := map[string][]byte{}
+	for k, v := range h.now[i] {
+		rows[k] = []byte(v)
 	}
 	h.seq++
 	h.note(i, false)
-	return s.Ingest(h.offset(), run)
+	return ingest(s, h.offset(), rows, 0)
 }
 
 // check checks that all spaces have everything.

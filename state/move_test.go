@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"slices"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -99,13 +98,12 @@ func (m *mover) refill() {
 		must(m.t, m.space.Drop())
 	}
 	rows := replay(nil, m.changelog[:m.commits])
-	must(m.t, m.space.Ingest(m.offset(m.commits), func(yield func(k, v []byte) bool) {
-		for _, k := range slices.Sorted(maps.Keys(rows)) {
-			if !yield([]byte(k), []byte(rows[k])) {
-				return
-			}
-		}
-	}))
+	run := m.space.NewSorter(1<<10, 1<<20)
+	defer run.Close()
+	for k, v := range rows {
+		must(m.t, run.Add([]byte(k), []byte(v)))
+	}
+	must(m.t, m.space.Ingest(m.offset(m.commits), run))
 }
 
 // replay returns rows after some records.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"log/slog"
 	"runtime"
 	"strings"
@@ -575,7 +574,7 @@ func (e *Pebble) stillDirty(f *flushing) {
 
 // Ingest implements [Engine]. A span with unflushed writes is flushed first: they would be newer for Pebble, and lost
 // after a crash, while the run is there.
-func (e *Pebble) Ingest(from, to []byte, run iter.Seq2[[]byte, []byte]) error {
+func (e *Pebble) Ingest(from, to []byte, run func(add func(key, value []byte) error) error) error {
 	e.mu.Lock()
 	_, dirty := e.dirty[[4]byte(from)]
 	e.mu.Unlock()
@@ -590,11 +589,8 @@ func (e *Pebble) Ingest(from, to []byte, run iter.Seq2[[]byte, []byte]) error {
 		return err
 	}
 	w := tableWriter{engine: e}
-	for k, v := range run {
-		w.add(k, v)
-		if w.err != nil {
-			break
-		}
+	if err := run(w.add); w.err == nil {
+		w.err = err
 	}
 	w.finish()
 	defer w.remove()
@@ -618,24 +614,29 @@ type tableWriter struct {
 
 const tableBytes = 32 << 20
 
-func (w *tableWriter) add(key, value []byte) {
+func (w *tableWriter) add(key, value []byte) error {
 	if w.w == nil || w.n > tableBytes {
 		w.finish()
 		w.start()
 	}
-	if w.err != nil {
-		return
-	}
-	w.n += len(key) + len(value)
-	if value == nil {
+	switch {
+	case w.err != nil:
+		return w.err
+	case value == nil:
 		w.err = w.w.Delete(key)
-	} else {
+	default:
 		w.err = w.w.Set(key, value)
 	}
+	w.n += len(key) + len(value)
+	return w.err
 }
 
 func (w *tableWriter) start() {
 	e := w.engine
+	if e.guard.isFailed() { // Reopen waits for this one
+		w.err = errors.Join(w.err, e.guard.failure())
+		return
+	}
 	name := e.o.FS.PathJoin(e.dir, ingestDir, fmt.Sprintf("%d.sst", e.ingest.Add(1)))
 	f, err := e.o.FS.Create(name, writeNoMatter)
 	if err != nil {

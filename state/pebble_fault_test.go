@@ -193,13 +193,7 @@ func (h *history) batch(space int, r *rand.Rand) error {
 func (h *history) ingest(space int, r *rand.Rand) error {
 	c := h.change(space, r, 50)
 	h.note(space, false)
-	return h.spaces[space].Ingest(h.offset(), func(yield func(k, v []byte) bool) {
-		for _, k := range slices.Sorted(maps.Keys(c)) {
-			if !yield([]byte(k), c[k]) {
-				return
-			}
-		}
-	})
+	return ingest(h.spaces[space], h.offset(), c, r.IntN(2)*100)
 }
 
 // at returns the content of a space after write seq.
@@ -372,7 +366,7 @@ func TestDiskFull(t *testing.T) {
 		}
 		h.now[0] = before
 		time.Sleep(time.Minute)
-		if err := h.spaces[0].Ingest(Offset{}, func(func(k, v []byte) bool) {}); !errors.Is(err, ErrFull) {
+		if err := ingest(h.spaces[0], Offset{}, nil, 0); !errors.Is(err, ErrFull) {
 			t.Fatalf("Ingest() = %v, want %v", err, ErrFull)
 		}
 

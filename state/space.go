@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -527,26 +526,27 @@ func (b *SpaceBatch) Apply() error {
 // Close frees the batch.
 func (b *SpaceBatch) Close() { b.batch.Close() }
 
-// Ingest writes a run of entries in the order of their keys, each key once, a nil value deletes, and with them the offset
-// that the space then stands for. Both are on disk when it returns.
-func (s *Space) Ingest(o Offset, run iter.Seq2[[]byte, []byte]) error {
+// Ingest writes what a sorter of the space has, and with it the offset that the space then stands for. Both are on disk when
+// it returns. The sorter keeps what it has.
+func (s *Space) Ingest(o Offset, run *Sorter) error {
+	if err := run.prepare(); err != nil {
+		return s.wrap("ingest", err)
+	}
 	var sets bool
 	from, to := spanBounds(s.id)
-	err := s.engine.Ingest(from, to, func(yield func(k, v []byte) bool) {
+	err := s.engine.Ingest(from, to, func(add func(k, v []byte) error) error {
 		key := append(binary.BigEndian.AppendUint32(nil, s.id), tagOffset)
-		if !yield(key, o.append(nil)) {
-			return
+		if err := add(key, o.append(nil)); err != nil {
+			return err
 		}
-		for k, v := range run {
+		return run.each(func(k, v []byte) error {
 			if v == nil && s.empty {
-				continue
+				return nil
 			}
 			sets = sets || v != nil
 			key = appendSpanKey(key[:0], s.id, k)
-			if !yield(key, v) {
-				return
-			}
-		}
+			return add(key, v)
+		})
 	})
 	if err != nil {
 		return s.wrap("ingest", err)

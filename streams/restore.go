@@ -1,13 +1,10 @@
 package streams
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,7 +31,8 @@ type restorer struct {
 }
 
 const (
-	bulkRecords   = 100_000     // from which on a restore is written in sorted runs
+	bulkRecords   = 100_000     // from which on a restore is sorted before it is written
+	sortBytes     = 512 << 20   // of it in files: what is written at a time, and read again after a crash
 	batchBytes    = 512 << 10   // of a batch of a smaller one
 	progressEvery = time.Second // of events and log lines
 	mostL0        = 12          // levels on top of each other from which on restoring waits for compactions,
@@ -115,10 +113,15 @@ func limitOf(st *taskStore, inputs []task.Input) int64 {
 // store restores one store. What fails because brokers do is tried again, and goes on where it was.
 func (r *restorer) store(ctx context.Context, id task.ID, st *taskStore, limit int64) error {
 	defer r.app.metrics.restoreEnded(id, st.spec.Name)
+	files := int64(sortBytes)
 	_, err := retry(ctx, r.log, "restore store "+st.spec.Name+" of task "+id.String(), func(ctx context.Context) (struct{}, error) {
 		job, err := r.begin(ctx, id, st, limit)
 		if err == nil {
+			job.files = files
 			err = job.restore(ctx)
+		}
+		if errors.Is(err, state.ErrFull) {
+			files = 0 // what is sorted in files needs room twice
 		}
 		if errors.Is(err, kerr.OffsetOutOfRange) {
 			err = fmt.Errorf("the changelog was cut off while it was read: %v", err) // so it begins anew, and passes
@@ -143,10 +146,11 @@ type restoreJob struct {
 	began   time.Time
 	told    time.Time
 	wiped   string
+	files   int64 // bytes that are sorted in files
 
 	key, value []byte
 	batch      *state.SpaceBatch
-	run        *sortedRun    // for large ones; else nil
+	sorter     *state.Sorter // of large ones; else nil
 	view       *state.View   // of a standby's store that can be queried; else nil
 	lag        atomic.Int64  // of a standby's store: records that are not read
 	expiry     *state.Expiry // nil: the store keeps all
@@ -269,7 +273,8 @@ func (j *restoreJob) read(ctx context.Context) error {
 	j.batch = j.st.space.NewBatch()
 	defer j.batch.Close()
 	if j.st.onDisk && j.end-j.next >= bulkRecords {
-		j.run = new(sortedRun)
+		j.sorter = j.st.space.NewSorter(j.chunk, j.files)
+		defer j.sorter.Close()
 	}
 	in := newInbox[fetched]()
 	d := &feed{topicPartition: j.st.changelog, deliver: in.put}
@@ -332,17 +337,16 @@ func (j *restoreJob) put(r *topology.Input) (err error) {
 	if j.expiry != nil && j.value != nil {
 		j.expiry.See(j.key)
 	}
-	if j.run != nil {
-		j.run.add(j.key, j.value)
-	} else {
-		j.batch.Put(j.key, j.value)
+	if j.sorter != nil {
+		return j.sorter.Add(j.key, j.value)
 	}
+	j.batch.Put(j.key, j.value)
 	return nil
 }
 
 func (j *restoreJob) full() bool {
-	if j.run != nil {
-		return int64(len(j.run.data)+len(j.run.entries)*entrySize) >= j.chunk
+	if j.sorter != nil {
+		return j.sorter.Full()
 	}
 	return j.batch.Bytes() >= batchBytes
 }
@@ -353,7 +357,7 @@ func (j *restoreJob) write(ctx context.Context) error {
 		return err
 	}
 	j.offset.Next = j.next
-	if j.run == nil {
+	if j.sorter == nil {
 		if j.expiry != nil {
 			if before := j.expiry.Due(); before != nil {
 				j.batch.DeleteRange(nil, before)
@@ -362,11 +366,11 @@ func (j *restoreJob) write(ctx context.Context) error {
 		j.batch.SetOffset(j.offset)
 		return j.batch.Apply()
 	}
-	if len(j.run.entries) == 0 {
+	if j.sorter.Empty() {
 		return nil
 	}
-	err := j.st.space.Ingest(j.offset, j.run.sorted())
-	j.run.reset()
+	err := j.st.space.Ingest(j.offset, j.sorter)
+	j.sorter.Reset()
 	return err
 }
 
@@ -422,61 +426,3 @@ func (j *restoreJob) finished() {
 		j.log.Info("restored", "task", j.id.String(), "store", j.st.spec.Name, "records", j.records, "took", took, "standby", j.aside)
 	}
 }
-
-// sortedRun collects entries to be written in the order of their keys, the last one of each.
-type sortedRun struct {
-	data    []byte
-	entries []runEntry
-}
-
-// runEntry is a key and a value in data.
-type runEntry struct {
-	at               int
-	keyLen, valueLen int32 // valueLen -1: a delete
-}
-
-const entrySize = 16
-
-func (s *sortedRun) add(key, value []byte) {
-	e := runEntry{len(s.data), int32(len(key)), int32(len(value))}
-	if value == nil {
-		e.valueLen = -1
-	}
-	s.data = append(append(s.data, key...), value...)
-	if len(s.data) == e.at { // so that no two entries begin at one place
-		s.data = append(s.data, 0)
-	}
-	s.entries = append(s.entries, e)
-}
-
-func (s *sortedRun) key(e runEntry) []byte { return s.data[e.at : e.at+int(e.keyLen)] }
-
-func (s *sortedRun) value(e runEntry) []byte {
-	if e.valueLen < 0 {
-		return nil
-	}
-	from := e.at + int(e.keyLen)
-	return s.data[from : from+int(e.valueLen) : from+int(e.valueLen)]
-}
-
-// sorted iterates over the last entry of each key, in the order of the keys.
-func (s *sortedRun) sorted() iter.Seq2[[]byte, []byte] {
-	slices.SortFunc(s.entries, func(a, b runEntry) int {
-		if c := bytes.Compare(s.key(a), s.key(b)); c != 0 {
-			return c
-		}
-		return a.at - b.at // in the order of the changelog
-	})
-	return func(yield func(k, v []byte) bool) {
-		for i, e := range s.entries {
-			if i+1 < len(s.entries) && bytes.Equal(s.key(e), s.key(s.entries[i+1])) {
-				continue
-			}
-			if !yield(s.key(e), s.value(e)) {
-				return
-			}
-		}
-	}
-}
-
-func (s *sortedRun) reset() { s.data, s.entries = s.data[:0], s.entries[:0] }

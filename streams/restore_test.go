@@ -4,45 +4,22 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"pgregory.net/rapid"
 
 	"github.com/eddyline/eddyline/serde"
 	"github.com/eddyline/eddyline/state"
 	"github.com/eddyline/eddyline/topology"
 )
-
-// TestSortedRun compares a run with a map.
-func TestSortedRun(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		run, want := new(sortedRun), map[string][]byte{}
-		for range rapid.IntRange(0, 50).Draw(t, "entries") {
-			key := rapid.SampledFrom([]string{"", "a", "b", "aa", "ab", "\x00"}).Draw(t, "key")
-			value := rapid.SampledFrom([][]byte{nil, {}, []byte("x"), []byte("yy")}).Draw(t, "value")
-			run.add([]byte(key), value)
-			want[key] = value
-		}
-		keys := slices.Sorted(maps.Keys(want))
-		i := 0
-		for k, v := range run.sorted() {
-			if i >= len(keys) || string(k) != keys[i] || (v == nil) != (want[keys[i]] == nil) || string(v) != string(want[keys[i]]) {
-				t.Fatalf("entry %d is %q=%q, want the entries %q", i, k, v, want)
-			}
-			i++
-		}
-		if i != len(keys) {
-			t.Fatalf("%d entries, want %d", i, len(keys))
-		}
-	})
-}
 
 // tableOf returns a topology that keeps a topic as a table, and answers with its rows.
 func tableOf(t *testing.T) *topology.Graph {
@@ -54,10 +31,26 @@ func tableOf(t *testing.T) *topology.Graph {
 	return graphOf(t, b)
 }
 
-// TestRestoreBulk restores a table that is large enough to be written in sorted runs, with rows changed and deleted.
+// fewFiles is a file system that has no room for files to sort in.
+type fewFiles struct {
+	state.FS
+	refused atomic.Int64
+}
+
+func (f *fewFiles) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if strings.HasSuffix(name, ".run") {
+		f.refused.Add(1)
+		return nil, syscall.ENOSPC
+	}
+	return f.FS.Create(name, c)
+}
+
+// TestRestoreBulk restores a table that is large enough to be sorted first, with rows changed and deleted: in files, and
+// where there is no room for those.
 func TestRestoreBulk(t *testing.T) {
 	brokers := fakeCluster(t, 1, "rows", "asks", "answers")
 	c := testConfig(brokers)
+	c.MemoryBytes = 16 << 20 // so that a part of it is sorted at a time
 	var records []*kgo.Record
 	for i := range bulkRecords + 20_000 {
 		r := &kgo.Record{Topic: "rows", Key: fmt.Append(nil, i%50_000), Value: fmt.Append(nil, "row ", i)}
@@ -76,31 +69,40 @@ func TestRestoreBulk(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	c.Host.FS = state.NewMemoryFS() // the state is gone
-	var restored RestoreEnded
-	c.OnEvent = func(e Event) {
-		if e, ok := e.(RestoreEnded); ok {
-			restored = e
-		}
+	little := &fewFiles{FS: state.NewMemoryFS()}
+	answered := 1
+	for name, fs := range map[string]state.FS{"room": state.NewMemoryFS(), "little room": little} {
+		t.Run(name, func(t *testing.T) {
+			c.Host.FS = fs // the state is gone
+			var restored RestoreEnded
+			c.OnEvent = func(e Event) {
+				if e, ok := e.(RestoreEnded); ok {
+					restored = e
+				}
+			}
+			a, stop := runApp(t, tableOf(t), c)
+			ready(t, a)
+			for _, key := range []string{"49999", "13", "0"} { // 13 was deleted last
+				send(t, brokers, &kgo.Record{Topic: "asks", Key: []byte(key), Value: []byte("?")})
+			}
+			answered += 2
+			var got []string
+			for _, r := range receive(t, brokers, "answers", answered)[answered-2:] {
+				got = append(got, string(r.Key)+" "+string(r.Value))
+			}
+			if want := []string{"49999 row 99999", "0 row 100000"}; !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			if restored.Records < 50_000 {
+				t.Errorf("%d records were restored", restored.Records)
+			}
+		})
 	}
-	a, stop = runApp(t, tableOf(t), c)
-	ready(t, a)
-	for _, key := range []string{"49999", "13", "0"} { // 13 was deleted last
-		send(t, brokers, &kgo.Record{Topic: "asks", Key: []byte(key), Value: []byte("?")})
-	}
-	var got []string
-	for _, r := range receive(t, brokers, "answers", 3) {
-		got = append(got, string(r.Key)+" "+string(r.Value))
-	}
-	want := []string{"12 row 100012", "49999 row 99999", "0 row 100000"}
-	if !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
-	if restored.Records < 50_000 {
-		t.Errorf("%d records were restored", restored.Records)
+	if little.refused.Load() == 0 {
+		t.Error("no file to sort in was asked for")
 	}
 }
 

@@ -198,21 +198,15 @@ func (m *engineMachine) batch(t *rapid.T) {
 
 func (m *engineMachine) ingest(t *rapid.T) {
 	i := rapid.IntRange(0, 2).Draw(t, "space")
-	run := map[string][]byte{}
-	for range rapid.IntRange(0, 10).Draw(t, "writes") {
-		run[string(keys.Draw(t, "key"))] = rapid.OneOf(values, rapid.Just([]byte(nil))).Draw(t, "value")
+	run := m.spaces[i].NewSorter(rapid.Int64Range(0, 200).Draw(t, "memory"), rapid.Int64Range(0, 400).Draw(t, "files"))
+	defer run.Close()
+	for range rapid.IntRange(0, 20).Draw(t, "writes") {
+		k, v := keys.Draw(t, "key"), rapid.OneOf(values, rapid.Just([]byte(nil))).Draw(t, "value")
+		noError(t, run.Add(k, v))
+		m.models[i].put(k, v)
 	}
 	m.offset[i] = m.nextOffset()
-	noError(t, m.spaces[i].Ingest(m.offset[i], func(yield func(k, v []byte) bool) {
-		for _, k := range slices.Sorted(maps.Keys(run)) {
-			if !yield([]byte(k), run[k]) {
-				return
-			}
-		}
-	}))
-	for k, v := range run {
-		m.models[i].put([]byte(k), v)
-	}
+	noError(t, m.spaces[i].Ingest(m.offset[i], run))
 }
 
 func (m *engineMachine) drop(t *rapid.T) {
