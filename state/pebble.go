@@ -303,7 +303,37 @@ func (e *Pebble) open() (*pebble.DB, error) {
 	if err := e.o.FS.MkdirAll(tmp, dirMode); err != nil {
 		return nil, err
 	}
-	return pebble.Open(e.dir, e.options())
+	o, s := e.options(), &compactions{ConcurrencyLimitScheduler: pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()}
+	o.Experimental.CompactionScheduler = s
+	db, err := pebble.Open(e.dir, o)
+	if err == nil {
+		s.begin()
+	}
+	return db, err
+}
+
+// compactions schedules them as Pebble does by itself, but none before the database is open: opening would start the first one,
+// and wait until it has ended (DB.scanObsoleteFiles), for about a second. What does without here is a look every 100 ms
+// whether more may run at a time than before, which the next flush gives as well.
+type compactions struct {
+	*pebble.ConcurrencyLimitScheduler
+	open atomic.Bool
+}
+
+// TrySchedule implements [pebble.CompactionScheduler].
+func (c *compactions) TrySchedule() (bool, pebble.CompactionGrantHandle) {
+	if !c.open.Load() {
+		return false, nil
+	}
+	return c.ConcurrencyLimitScheduler.TrySchedule()
+}
+
+// begin has compactions begin, with what waits.
+func (c *compactions) begin() {
+	c.open.Store(true)
+	if ok, turn := c.TrySchedule(); ok {
+		turn.Done() // the turn goes to who waits
+	}
 }
 
 func (e *Pebble) options() *pebble.Options {

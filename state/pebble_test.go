@@ -2,6 +2,7 @@ package state
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,5 +45,52 @@ func TestBubble(t *testing.T) {
 		if err := e.Close(); err != nil {
 			t.Fatal(err)
 		}
+	})
+}
+
+// gateFS has compactions wait for a gate before they write.
+type gateFS struct {
+	FS
+	gate chan struct{}
+}
+
+func (f *gateFS) Create(name string, c writeCategory) (file, error) {
+	if strings.HasSuffix(name, ".sst") && c != flushCategory {
+		<-f.gate
+	}
+	return f.FS.Create(name, c)
+}
+
+// TestOpenBeforeCompactions opens a database with a compaction that is due: opening does not wait for it, and then it goes on.
+func TestOpenBeforeCompactions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := &gateFS{FS: NewMemoryFS(), gate: make(chan struct{})}
+		e, err := OpenPebble("db", PebbleOptions{FS: first})
+		must(t, err)
+		for i := range 4 { // each lies on top of the last
+			b := e.NewBatch()
+			for k := range 10 {
+				b.Set(fmt.Appendf(nil, "key-%d", k), []byte{byte(i)})
+			}
+			must(t, b.Apply())
+			b.Close()
+			must(t, e.Flush())
+		}
+		second := &gateFS{FS: CrashFS(first.FS), gate: make(chan struct{})}
+		close(first.gate)
+		must(t, e.Close())
+
+		e, err = OpenPebble("db", PebbleOptions{FS: second}) // a deadlock, if it waits
+		must(t, err)
+		before, _ := e.Pressure()
+		if before < 2 {
+			t.Fatalf("%d levels of tables: no compaction was due", before)
+		}
+		close(second.gate)
+		synctest.Wait()
+		if now, _ := e.Pressure(); now >= before {
+			t.Errorf("still %d levels of tables", now)
+		}
+		must(t, e.Close())
 	})
 }
