@@ -19,6 +19,7 @@ type Sorter struct {
 	space         *Space
 	engine        *Pebble // nil: it has no files
 	memory, files int64
+	most          int // files
 
 	data    []byte
 	entries []sorterEntry
@@ -35,16 +36,19 @@ type sorterEntry struct {
 
 const sorterEntrySize = 24
 
-// NewSorter returns a sorter for entries of the space that holds so many bytes in memory, and in files. An engine in memory
-// has no files.
+// fewestFiles is how many files a sorter may have, however little its memory is.
+const fewestFiles = 4
+
+// NewSorter returns a sorter for entries of the space that holds about so many bytes in memory, and in files: fewer where half
+// of the memory is too little to read all files at a time. An engine in memory has no files.
 func (s *Space) NewSorter(memory, files int64) *Sorter {
 	engine, _ := s.engine.(*Pebble)
-	return &Sorter{space: s, engine: engine, memory: memory, files: files}
+	return &Sorter{space: s, engine: engine, memory: memory, files: files, most: int(max(fewestFiles, memory/2/spillBuffer))}
 }
 
 // Add adds an entry; a nil value deletes. An error is one of the disk, such as [ErrFull]: the sorter can only be closed then.
 func (s *Sorter) Add(key, value []byte) error {
-	if s.engine != nil && len(s.entries) > 0 && s.spilled < s.files && s.held() >= s.memory {
+	if len(s.entries) > 0 && s.held() >= s.memory && s.spills() {
 		if err := s.spill(); err != nil {
 			return s.space.wrap("sort", err)
 		}
@@ -65,7 +69,12 @@ func (s *Sorter) held() int64 { return int64(len(s.data) + len(s.entries)*sorter
 
 // Full reports whether memory and files hold what they may.
 func (s *Sorter) Full() bool {
-	return s.held() >= s.memory && (s.engine == nil || s.spilled >= s.files)
+	return s.held() >= s.memory && !s.spills()
+}
+
+// spills reports whether there may be one more file, beside the one that [Sorter.prepare] makes.
+func (s *Sorter) spills() bool {
+	return s.engine != nil && s.spilled < s.files && len(s.runs) < s.most
 }
 
 // Empty reports whether nothing was added.

@@ -85,19 +85,27 @@ func checkSorted(t *rapid.T, s *Sorter, want map[string][]byte) {
 	}
 }
 
-// TestSorterFull fills memory, then files.
+// TestSorterFull fills memory, then files, of which there are few where there is little memory.
 func TestSorterFull(t *testing.T) {
 	space, _ := sorterSpace(t)
-	for _, files := range []int64{0, 10_000} {
-		s := space.NewSorter(1000, files)
-		defer s.Close()
-		added := int64(0)
-		for value := make([]byte, 100); !s.Full(); added += 100 {
-			must(t, s.Add(fmt.Append(nil, added), value))
+	for _, c := range []struct {
+		memory, files int64
+		want          int
+	}{
+		{1000, 0, 0}, {1000, 3000, 3}, {1000, 1 << 20, fewestFiles}, {20 * spillBuffer, 1 << 30, 10}, {20 * spillBuffer, 100 * spillBuffer, 5},
+	} {
+		s := space.NewSorter(c.memory, c.files)
+		value := make([]byte, c.memory/10)
+		for i := 0; !s.Full(); i++ {
+			must(t, s.Add(fmt.Appendf(nil, "%09d", i), value))
 		}
-		if least, most := max(files, 500), files+1000; added < least || added > most {
-			t.Errorf("full after %d bytes, want %d to %d", added, least, most)
+		if len(s.runs) < c.want || len(s.runs) > c.want+1 { // a file holds a little less than memory, where rows have their overhead
+			t.Errorf("memory %d, files %d: full with %d files, want %d", c.memory, c.files, len(s.runs), c.want)
 		}
+		if held := s.held(); held < c.memory || held > c.memory*5/4 {
+			t.Errorf("memory %d, files %d: full with %d bytes in memory", c.memory, c.files, held)
+		}
+		s.Close()
 	}
 }
 
