@@ -241,6 +241,11 @@ type current struct {
 	sent    bool // something was written for it
 }
 
+// set makes in the record at hand. It writes each field for itself: a copy of the whole is dear while the collector runs.
+func (c *current) set(source *node, in *Input, ts int64, h serde.Headers) {
+	c.in, c.source, c.ts, c.headers, c.sent = in, source, ts, h, false
+}
+
 // undo restores a register of the chain when a Step is rolled back.
 type undo struct {
 	slot int
@@ -356,9 +361,9 @@ func shownOf[T any](v T, absent bool) any {
 
 // traced returns a head's Run that goes under a trace, if there are any: with the record's headers under it. in is the
 // record to run, begin makes it the one at hand.
-func (c *Chain) traced(in **Input, begin func(), run func(h Headers) error) func() error {
+func (c *Chain) traced(in func() *Input, begin func(), run func(h Headers) error) func() error {
 	return func() (err error) {
-		h, end := c.Trace(*in)
+		h, end := c.Trace(in())
 		panics := true
 		defer func() {
 			if panics {

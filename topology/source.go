@@ -66,20 +66,23 @@ func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 		keys, values := c.reader(n, true, t.keys), c.reader(n, false, t.values)
 		next := paced(c, n, next[K, V](c, n))
 		c.heads[n] = func() *Head {
-			var head, r rec[K, V]
-			var headIn, in *Input
-			begin := func() { c.cur = current{source: n, in: in, ts: r.ts, headers: r.headers} }
+			type taken struct {
+				r  rec[K, V]
+				in *Input
+			}
+			head, run := new(taken), new(taken) // they change places, and are written in part: a copy costs more than all the rest
+			begin := func() { c.cur.set(n, run.in, run.r.ts, run.r.headers) }
 			made := &Head{
 				Take: func(from *Input, partitionTime int64) (ts int64, ok bool, err error) {
 					defer c.catch(n, &err)
-					c.cur = current{source: n, in: from, ts: from.Timestamp, headers: from.Headers}
+					c.cur.set(n, from, from.Timestamp, from.Headers)
 					c.at = n
-					headIn = from
-					r := &head
-					if *r, err = decodeRecord(from, keys, values); err != nil {
+					head.in = from
+					r := &head.r
+					if err = decodeRecord(r, from, keys, values); err != nil {
 						return 0, false, c.failed(n, DecodeError, err)
 					}
-					if r.ts, err = timestamp(c, t, *r, from, partitionTime); err != nil {
+					if r.ts, err = timestamp(c, &t, r, from, partitionTime); err != nil {
 						return 0, false, c.failed(n, DecodeError, err)
 					}
 					if r.ts < 0 {
@@ -91,14 +94,14 @@ func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 					}
 					return r.ts, true, nil
 				},
-				Shift: func() { r, in = head, headIn },
+				Shift: func() { head, run = run, head },
 				Run: func() error {
-					c.cur = current{source: n, in: in, ts: r.ts, headers: r.headers}
-					return next(r)
+					begin()
+					return next(run.r)
 				},
 			}
 			if c.Trace != nil {
-				made.Run = c.traced(&in, begin, func(h Headers) error { r.headers = h; return next(r) })
+				made.Run = c.traced(func() *Input { return run.in }, begin, func(h Headers) error { run.r.headers = h; return next(run.r) })
 			}
 			return made
 		}
@@ -106,30 +109,36 @@ func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 	}
 }
 
-func decodeRecord[K, V any](in *Input, keys reader[K], values reader[V]) (r rec[K, V], err error) {
+// decodeRecord puts what came from a topic into r.
+func decodeRecord[K, V any](r *rec[K, V], in *Input, keys reader[K], values reader[V]) (err error) {
 	r.ts, r.headers = in.Timestamp, in.Headers
+	r.noKey, r.noValue = in.Key == nil, in.Value == nil
+	r.rawKey, r.rawValue = nil, nil
 	if keys.raw {
 		r.rawKey = in.Key
 	}
 	if values.raw {
 		r.rawValue = in.Value
 	}
-	r.noKey, r.noValue = in.Key == nil, in.Value == nil
-	if !r.noKey {
-		if r.key, err = keys.decode(in.Key, in.Headers); err != nil {
-			return r, fmt.Errorf("key: %w", err)
-		}
+	var (
+		noKey   K
+		noValue V
+	)
+	if r.noKey {
+		r.key = noKey
+	} else if r.key, err = keys.decode(in.Key, in.Headers); err != nil {
+		return fmt.Errorf("key: %w", err)
 	}
-	if !r.noValue {
-		if r.value, err = values.decode(in.Value, in.Headers); err != nil {
-			return r, fmt.Errorf("value: %w", err)
-		}
+	if r.noValue {
+		r.value = noValue
+	} else if r.value, err = values.decode(in.Value, in.Headers); err != nil {
+		return fmt.Errorf("value: %w", err)
 	}
-	return r, nil
+	return nil
 }
 
 // timestamp returns the event time of a record: by the topic's extractor, the application's, or its own.
-func timestamp[K, V any](c *Chain, t Topic[K, V], r rec[K, V], in *Input, partitionTime int64) (int64, error) {
+func timestamp[K, V any](c *Chain, t *Topic[K, V], r *rec[K, V], in *Input, partitionTime int64) (int64, error) {
 	switch {
 	case t.extract != nil:
 		at, ok := t.extract(r.public(), time.UnixMilli(partitionTime).UTC())

@@ -322,11 +322,11 @@ func headOf[T any](c *Chain, n *node, decode func(in *Input) (T, error), run fun
 	c.heads[n] = func() *Head {
 		var head, r T
 		var headIn, in *Input
-		begin := func() { c.cur = current{source: n, in: in, ts: in.Timestamp, headers: in.Headers} }
+		begin := func() { c.cur.set(n, in, in.Timestamp, in.Headers) }
 		made := &Head{
 			Take: func(from *Input, _ int64) (ts int64, ok bool, err error) {
 				defer c.catch(n, &err)
-				c.cur = current{source: n, in: from, ts: from.Timestamp, headers: from.Headers}
+				c.cur.set(n, from, from.Timestamp, from.Headers)
 				c.at = n
 				headIn = from
 				if head, err = decode(from); err == nil && from.Timestamp < 0 {
@@ -339,12 +339,12 @@ func headOf[T any](c *Chain, n *node, decode func(in *Input) (T, error), run fun
 			},
 			Shift: func() { r, in = head, headIn },
 			Run: func() error {
-				c.cur = current{source: n, in: in, ts: in.Timestamp, headers: in.Headers}
+				begin()
 				return run(r, in.Timestamp, in.Headers)
 			},
 		}
 		if c.Trace != nil {
-			made.Run = c.traced(&in, begin, func(h Headers) error { return run(r, in.Timestamp, h) })
+			made.Run = c.traced(func() *Input { return in }, begin, func(h Headers) error { return run(r, in.Timestamp, h) })
 		}
 		return made
 	}
