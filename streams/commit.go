@@ -184,9 +184,10 @@ type contribution struct {
 type run interface {
 	// count is how many they are.
 	count() int
-	// each makes each of them and hands it to send. It is called once, by a goroutine of a producer.
-	each(send func(*kgo.Record))
-	// acked takes a record that the broker has, and its offset, back from the client. Calls come one after the other.
+	// each makes each of them of a blank one and hands it to send. It is called once, by a goroutine of a producer.
+	each(blank func() *kgo.Record, send func(*kgo.Record))
+	// acked is told of a record that the broker has, with its offset; the record is a blank one again after it. Calls come one
+	// after the other.
 	acked(r *kgo.Record)
 }
 

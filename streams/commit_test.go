@@ -24,13 +24,15 @@ type givenRun []*kgo.Record
 
 func (l givenRun) count() int { return len(l) }
 
-func (l givenRun) each(send func(*kgo.Record)) {
+func (l givenRun) each(_ func() *kgo.Record, send func(*kgo.Record)) {
 	for _, r := range l {
 		send(r)
 	}
 }
 
 func (l givenRun) acked(*kgo.Record) {}
+
+func newRecord() *kgo.Record { return new(kgo.Record) }
 
 // runOf returns the run of some records, nil of none.
 func runOf(records []*kgo.Record) run {
@@ -515,7 +517,7 @@ func (w *world) apply(b *batch) {
 		}
 		s := w.storeOf(c.task)
 		if c.changelog != nil {
-			c.changelog.each(func(r *kgo.Record) {
+			c.changelog.each(newRecord, func(r *kgo.Record) {
 				s.counts[string(r.Key)], _ = strconv.Atoi(string(r.Value))
 				s.next = max(s.next, r.Offset+1)
 			})
@@ -706,7 +708,7 @@ func (w *world) produce(id string, producer int64, epoch int16, runs []run, half
 	records := map[partition][]entry{}
 	n := 0
 	for _, run := range runs {
-		run.each(func(r *kgo.Record) {
+		run.each(newRecord, func(r *kgo.Record) {
 			if n++; half && n > 1 {
 				return
 			}

@@ -126,6 +126,36 @@ type producer struct {
 	topics  map[string]bool // that the client has sent to
 	topic   string          // the last of them
 	added   bool            // some came with the transaction that is open
+	blanks  blanks
+}
+
+// blanks are records that the client has given back.
+type blanks struct {
+	own  []*kgo.Record // of the producer's goroutine
+	mu   sync.Mutex
+	back []*kgo.Record
+}
+
+func (b *blanks) take() *kgo.Record {
+	if len(b.own) == 0 {
+		b.mu.Lock()
+		b.own, b.back = b.back, b.own
+		b.mu.Unlock()
+	}
+	n := len(b.own) - 1
+	if n < 0 {
+		return new(kgo.Record)
+	}
+	r := b.own[n]
+	b.own = b.own[:n]
+	return r
+}
+
+func (b *blanks) give(r *kgo.Record) {
+	*r = kgo.Record{}
+	b.mu.Lock()
+	b.back = append(b.back, r)
+	b.mu.Unlock()
 }
 
 // producerEpoch is what the broker knows a producer by.
@@ -315,7 +345,7 @@ func (c *producer) send(e effect) {
 	}
 	for _, run := range e.records {
 		promise := func(r *kgo.Record, err error) { s.done(run, r, err) }
-		run.each(func(r *kgo.Record) {
+		run.each(c.blanks.take, func(r *kgo.Record) {
 			c.addTopic(r.Topic)
 			c.client.Produce(ctx, r, promise)
 		})
@@ -374,6 +404,7 @@ func (s *transmission) done(run run, r *kgo.Record, err error) {
 	}
 	if err == nil {
 		run.acked(r)
+		s.producer.blanks.give(r)
 	} else {
 		s.failed.Do(func() { s.err = &produceError{r, err} })
 	}

@@ -6,9 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"time"
-	"unsafe"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -35,9 +33,6 @@ type part struct {
 	from, to int
 }
 
-// outputOverhead is what a record takes in memory beside its bytes, until it is committed.
-const outputOverhead = int(unsafe.Sizeof(topology.Output{}))
-
 // wireOverhead is what a record takes in a batch beside its bytes, about.
 const wireOverhead = 20
 
@@ -47,8 +42,8 @@ func (b *burst) collect(r *running) {
 	if n <= b.count { // or less, if a step was rolled back: its records were not counted yet
 		return
 	}
-	for o := range b.out.From(b.count) {
-		b.bytes += len(o.Key) + len(o.Value) + outputOverhead
+	for i := b.count; i < n; i++ {
+		b.bytes += b.out.Entry(i).Size() + topology.OutputOverhead
 	}
 	if last := len(b.parts) - 1; last >= 0 && b.parts[last].r == r && b.parts[last].to == b.count { // else something was dropped between
 		b.parts[last].to = n
@@ -66,16 +61,6 @@ func (b *burst) drop(r *running) {
 
 // empty reports whether nothing was written.
 func (b *burst) empty() bool { return len(b.parts) == 0 }
-
-// freeRecords are records that no client has any more.
-var freeRecords = sync.Pool{New: func() any { return new(kgo.Record) }}
-
-func newRecord() *kgo.Record { return freeRecords.Get().(*kgo.Record) }
-
-func freeRecord(r *kgo.Record) {
-	*r = kgo.Record{}
-	freeRecords.Put(r)
-}
 
 // sink turns what the tasks of a worker write into records for its producers.
 type sink struct {
@@ -138,71 +123,84 @@ type outputRun struct {
 	burst *burst
 	parts []part
 	n     int
+	names []string // of topics, by the outbox's routes
 }
 
 // outputs returns what r sends, and decides where each record of it goes; nil for nothing.
 func (s *sink) outputs(b *burst, r *running) (run, error) {
 	list := &outputRun{burst: b}
-	var topic string // of a run of records
-	records, bytes := 0, 0
+	var to *output // of a run of records
+	route, records, bytes := -1, 0, 0
 	for _, p := range b.parts {
 		if p.r != r {
 			continue
 		}
 		list.parts, list.n = append(list.parts, p), list.n+p.to-p.from
 		for i := p.from; i < p.to; i++ {
-			o := b.out.At(i)
-			if err := s.address(o); err != nil {
+			e := b.out.Entry(i)
+			if e.Route() != route {
+				if to != nil {
+					b.note(to.name, records, bytes)
+				}
+				o := b.out.At(i)
+				to, route, records, bytes = s.topic(o.Topic, o.Internal), e.Route(), 0, 0
+				list.name(route, to.name)
+			}
+			if err := to.place(b, e); err != nil {
 				return nil, err
 			}
-			if o.Topic != topic {
-				b.note(topic, records, bytes)
-				topic, records, bytes = o.Topic, 0, 0
-			}
-			records, bytes = records+1, bytes+len(o.Key)+len(o.Value)
+			records, bytes = records+1, bytes+e.Size()
 		}
 	}
-	b.note(topic, records, bytes)
 	if list.n == 0 {
 		return nil, nil
 	}
+	b.note(to.name, records, bytes)
 	return list, nil
 }
 
-// address puts the real name of its topic into a record, and its partition.
-func (s *sink) address(o *topology.Output) error {
-	t := s.topic(o.Topic, o.Internal)
-	if t.partitions == 0 {
-		return missingOutput(t.name)
-	}
-	if o.Timestamp > latestMs {
-		return lateTimestamp(t.name, o.Timestamp)
-	}
-	o.Topic, o.Internal = t.name, false
+// place decides on the partition of a record to the topic.
+func (t *output) place(b *burst, e *topology.Entry) error {
 	switch {
-	case o.Partition >= 0:
-	case o.Key != nil: // the topic was not known yet
-		o.Partition = topology.Partition(o.Key, t.partitions)
-	default:
-		o.Partition = t.any(len(o.Value) + wireOverhead)
+	case t.partitions == 0:
+		return missingOutput(t.name)
+	case e.Timestamp > latestMs:
+		return lateTimestamp(t.name, e.Timestamp)
+	case e.Partition >= 0:
+		return nil
+	}
+	key, value, _ := b.out.Content(e)
+	if key != nil { // the topic was not known yet
+		e.Partition = topology.Partition(key, t.partitions)
+	} else {
+		e.Partition = t.any(len(value) + wireOverhead)
 	}
 	return nil
 }
 
+// name notes the name of a route's topic.
+func (o *outputRun) name(route int, topic string) {
+	for len(o.names) <= route {
+		o.names = append(o.names, "")
+	}
+	o.names[route] = topic
+}
+
 func (o *outputRun) count() int { return o.n }
 
-func (o *outputRun) each(send func(*kgo.Record)) {
+func (o *outputRun) each(blank func() *kgo.Record, send func(*kgo.Record)) {
 	for _, p := range o.parts {
 		for i := p.from; i < p.to; i++ {
-			from, to := o.burst.out.At(i), newRecord()
-			to.Topic, to.Partition, to.Key, to.Value = from.Topic, from.Partition, from.Key, from.Value
-			to.Timestamp, to.Headers = time.UnixMilli(from.Timestamp), toHeaders(from.Headers)
+			e, to := o.burst.out.Entry(i), blank()
+			key, value, headers := o.burst.out.Content(e)
+			to.Topic, to.Partition, to.Key, to.Value = o.names[e.Route()], e.Partition, key, value
+			to.Timestamp, to.Headers = time.UnixMilli(e.Timestamp), toHeaders(headers)
 			send(to)
 		}
 	}
 }
 
-func (o *outputRun) acked(r *kgo.Record) { freeRecord(r) }
+func (o *outputRun) acked(*kgo.Record) {}
 
 // latestMs is the last timestamp that the client can write: it counts nanoseconds.
 const latestMs = math.MaxInt64 / int64(time.Millisecond)
@@ -266,13 +264,13 @@ func (s *sink) changelog(r *running, sealed *task.Sealed) (*changelogRun, error)
 
 func (l *changelogRun) count() int { return l.n }
 
-func (l *changelogRun) each(send func(*kgo.Record)) {
+func (l *changelogRun) each(blank func() *kgo.Record, send func(*kgo.Record)) {
 	var st *taskStore
 	l.sealed.Changes(func(c task.Change) error { // sending does not fail here
 		if st == nil || st.spec != c.Store {
 			st = l.stores[c.Store.Name]
 		}
-		to := newRecord()
+		to := blank()
 		to.Topic, to.Partition = st.changelog.topic, st.changelog.partition
 		to.Key, to.Value, to.Headers = c.Key, c.Value, toHeaders(c.Headers)
 		if c.Timestamp >= 0 {
@@ -289,7 +287,6 @@ func (l *changelogRun) acked(r *kgo.Record) {
 			e.next, e.epoch = r.Offset+1, r.LeaderEpoch
 		}
 	}
-	freeRecord(r)
 }
 
 // offset returns what a store stands for once its records are committed.

@@ -12,7 +12,7 @@ func TestBurstDrop(t *testing.T) {
 	good, bad := new(running), new(running)
 	b := new(burst)
 	write := func(r *running, text string, collected bool) {
-		b.out.Add(topology.Output{Value: []byte(text)})
+		b.out.Add(&topology.Output{Value: []byte(text)})
 		if collected {
 			b.collect(r)
 		}

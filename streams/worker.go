@@ -63,6 +63,7 @@ type input interface{ take(w *worker) }
 
 const (
 	turnRecords  = 256       // of a task, before the worker looks at anything else
+	collectEvery = 8         // records, before it looks at how much they have written
 	sliceBytes   = 256 << 10 // of a confirmed buffer, likewise
 	aheadBytes   = 256 << 10 // are sent ahead at once
 	aheadWait    = 5 * time.Millisecond
@@ -177,7 +178,9 @@ func (w *worker) process(r *running) {
 		if _, err = r.task.Process(); err != nil {
 			break
 		}
-		w.open.collect(r)
+		if n%collectEvery == 0 {
+			w.open.collect(r)
+		}
 		more = r.task.Ready() && r.task.NotBefore() <= wall
 	}
 	r.processed += uint64(n)

@@ -372,7 +372,7 @@ func (j *foreignJoin[K, V, F, W, R]) linkRequest(c *Chain, n *node) any {
 				return c.failed(n, EncodeError, fmt.Errorf("write to topic %q: %w", j.request, err))
 			}
 		}
-		if err := c.emit(out); err != nil {
+		if err := c.emit(&out); err != nil {
 			return c.failed(n, EncodeError, err)
 		}
 		return nil
@@ -551,7 +551,7 @@ func (j *foreignJoin[K, V, F, W, R]) linkResponse(c *Chain, n *node) any {
 		if err != nil {
 			return c.failed(n, EncodeError, fmt.Errorf("write to topic %q: %w", j.response, err))
 		}
-		if err := c.emit(out); err != nil {
+		if err := c.emit(&out); err != nil {
 			return c.failed(n, EncodeError, err)
 		}
 		return nil

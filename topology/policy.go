@@ -334,7 +334,7 @@ func (c *Chain) DeadLetter(f Failure, ours bool) {
 	if c.fits(&out) != nil {
 		out.Headers = shortened(out.Headers, f.Headers.Len()).With(HeaderLeftOut, "headers")
 	}
-	c.out.Add(out)
+	c.out.Add(&out)
 }
 
 // shortened returns headers without the first n, those of the record, and the others of at most a thousand bytes each: what an

@@ -55,7 +55,7 @@ func addSink[K, V any](x *build, name string, t Topic[K, V], dynamic func(*Chain
 func linkSink[K, V any](t Topic[K, V], dynamic func(*Chain, Record[K, V]) string, keys serde.Serde[K], values serde.Serde[V], internal bool) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
 		w := newWriter(c, t, keys, values, internal)
-		others := &writers[K, V]{first: w, made: map[string]writer[K, V]{}}
+		others := &writers[K, V]{first: w, made: map[string]*writer[K, V]{}}
 		return guarded(c, n, func(r rec[K, V]) error {
 			c.at = n
 			w := w
@@ -67,7 +67,7 @@ func linkSink[K, V any](t Topic[K, V], dynamic func(*Chain, Record[K, V]) string
 					}
 				}
 			}
-			err := w.write(n, r)
+			err := w.write(n, &r)
 			if err != nil {
 				return c.failed(n, EncodeError, err)
 			}
@@ -89,8 +89,8 @@ type writer[K, V any] struct {
 	internal       bool
 }
 
-func newWriter[K, V any](c *Chain, t Topic[K, V], keys serde.Serde[K], values serde.Serde[V], internal bool) writer[K, V] {
-	w := writer[K, V]{c: c, topic: t, keys: c.keysOf(t.name, internal, t.keys), values: c.valuesOf(t.name, internal, t.values), internal: internal}
+func newWriter[K, V any](c *Chain, t Topic[K, V], keys serde.Serde[K], values serde.Serde[V], internal bool) *writer[K, V] {
+	w := &writer[K, V]{c: c, topic: t, keys: c.keysOf(t.name, internal, t.keys), values: c.valuesOf(t.name, internal, t.values), internal: internal}
 	w.useHeaders()
 	w.rawKey = serde.Same(w.keys, serdeOf(c.g.reg, keys))
 	w.rawVal = serde.Same(w.values, serdeOf(c.g.reg, values))
@@ -107,34 +107,33 @@ func (w *writer[K, V]) useHeaders() {
 
 // writers are those of the topics that a sink chooses by the record.
 type writers[K, V any] struct {
-	first writer[K, V]
-	made  map[string]writer[K, V] // where serdes depend on the topic
+	first *writer[K, V]
+	made  map[string]*writer[K, V]
 }
 
 // to returns the writer of a topic.
-func (x *writers[K, V]) to(topic string) (writer[K, V], error) {
-	w, made := x.made[topic]
-	if made {
+func (x *writers[K, V]) to(topic string) (*writer[K, V], error) {
+	if w := x.made[topic]; w != nil {
 		return w, nil
 	}
-	w = x.first
+	w := new(*x.first)
 	w.topic.name = topic
 	keys, values := serdeOf(w.c.g.reg, w.topic.keys), serdeOf(w.c.g.reg, w.topic.values)
-	if !serde.DependsOnTopic(keys) && !serde.DependsOnTopic(values) {
-		return w, nil
-	}
-	var err error
-	if w.keys, err = serde.ForTopic(w.c.Context, keys, topic, true); err == nil {
-		w.values, err = serde.ForTopic(w.c.Context, values, topic, false)
-	}
-	if err == nil {
+	if serde.DependsOnTopic(keys) || serde.DependsOnTopic(values) {
+		var err error
+		if w.keys, err = serde.ForTopic(w.c.Context, keys, topic, true); err != nil {
+			return nil, err
+		}
+		if w.values, err = serde.ForTopic(w.c.Context, values, topic, false); err != nil {
+			return nil, err
+		}
 		w.useHeaders()
-		x.made[topic] = w
 	}
-	return w, err
+	x.made[topic] = w
+	return w, nil
 }
 
-func (w *writer[K, V]) write(n *node, r rec[K, V]) error {
+func (w *writer[K, V]) write(n *node, r *rec[K, V]) error {
 	out := Output{Topic: w.topic.name, Timestamp: r.ts, Headers: r.headers, Internal: w.internal, node: n}
 	if r.ts < 0 {
 		return fmt.Errorf("write to topic %q: timestamp %d is before 1970", w.topic.name, r.ts)
@@ -157,7 +156,7 @@ func (w *writer[K, V]) write(n *node, r rec[K, V]) error {
 			return fmt.Errorf("write to topic %q: value: %w", w.topic.name, err)
 		}
 	}
-	return w.send(n, r, out)
+	return w.send(n, r, &out)
 }
 
 // snapshot returns headers as they are now: what a processor replaces later is not seen in them.
@@ -177,7 +176,7 @@ func bytesOf[T any](c *Chain, s serde.Serde[T], v T, raw []byte, same bool) ([]b
 }
 
 // send chooses the partitions of a record, and puts it into the outbox.
-func (w *writer[K, V]) send(n *node, r rec[K, V], out Output) error {
+func (w *writer[K, V]) send(n *node, r *rec[K, V], out *Output) error {
 	c := w.c
 	if w.topic.partition != nil {
 		count := c.Partitions(out.Topic, out.Internal)
@@ -234,9 +233,9 @@ func (c *Chain) fits(out *Output) error {
 	return nil
 }
 
-// emit puts a record into the outbox, with bytes that live as long as it.
-func (c *Chain) emit(out Output) error {
-	if err := c.fits(&out); err != nil {
+// emit puts a record into the outbox.
+func (c *Chain) emit(out *Output) error {
+	if err := c.fits(out); err != nil {
 		return err
 	}
 	c.cur.sent = true

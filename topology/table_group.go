@@ -287,7 +287,7 @@ func linkChangeSink[K, V any](topic string, keys serde.Serde[K], values serde.Se
 				return c.failed(n, EncodeError, fmt.Errorf("write to topic %q: %w", topic, err))
 			}
 			out.Partition = c.byKey(topic, true, out.Key)
-			if err := c.emit(out); err != nil {
+			if err := c.emit(&out); err != nil {
 				return c.failed(n, EncodeError, err)
 			}
 			return nil

@@ -1,6 +1,7 @@
 package task
 
 import (
+	"container/heap"
 	"errors"
 	"slices"
 
@@ -132,6 +133,24 @@ func (h heads) Less(i, j int) bool {
 		return a > b
 	}
 	return h[i].ts < h[j].ts
+}
+
+// push and pop are those of a heap. Most tasks have one queue, which needs none.
+func (h *heads) push(q *queue) {
+	if len(*h) == 0 {
+		*h = append(*h, q)
+	} else {
+		heap.Push(h, q)
+	}
+}
+
+func (h *heads) pop() *queue {
+	if len(*h) == 1 {
+		q := (*h)[0]
+		*h = (*h)[:0]
+		return q
+	}
+	return heap.Pop(h).(*queue)
 }
 
 func (h *heads) Pop() any {

@@ -4,7 +4,6 @@
 package task
 
 import (
-	"container/heap"
 	"errors"
 	"fmt"
 
@@ -145,7 +144,7 @@ func (t *Task) Add(p Partition, records []topology.Input) error {
 	err := q.lead()
 	t.bytes += q.bytes - before
 	if was && q.ready {
-		heap.Push(&t.ready, q)
+		t.ready.push(q)
 	}
 	return t.fail(err)
 }
@@ -198,7 +197,7 @@ func (t *Task) Process() (bool, error) {
 	if len(t.ready) == 0 {
 		return false, nil
 	}
-	q := heap.Pop(&t.ready).(*queue)
+	q := t.ready.pop()
 	ts, before := q.ts, q.bytes
 	in, inTime := &q.records[q.at], q.time
 	t.last, t.lastMs = q, ts
@@ -208,7 +207,7 @@ func (t *Task) Process() (bool, error) {
 		return false, t.fail(err)
 	}
 	if q.ready {
-		heap.Push(&t.ready, q)
+		t.ready.push(q)
 	}
 	t.chain.RaiseStreamTime(ts)
 	waits, err := t.behind(in, inTime)
