@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/eddyline/eddyline/serde"
@@ -92,6 +93,7 @@ type Chain struct {
 	sub          *Subtopology
 	inputs       map[*node]any
 	heads        map[*node]func() *Head
+	blind        map[*node]bool // nodes that look at no decoded key, nor do those below them
 	out          *Outbox
 	cur          current
 	at           *node // whose user function runs, for a panic
@@ -150,7 +152,7 @@ type undo struct {
 
 // Link makes the chain of a task of one sub-topology, and runs the set-up functions of its processors.
 func (g *Graph) Link(sub *Subtopology, env Env) (c *Chain, err error) {
-	c = &Chain{Env: env, g: g, sub: sub, inputs: map[*node]any{}, heads: map[*node]func() *Head{}, now: env.StartMs, time: -1}
+	c = &Chain{Env: env, g: g, sub: sub, inputs: map[*node]any{}, heads: map[*node]func() *Head{}, blind: map[*node]bool{}, now: env.StartMs, time: -1}
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("link task %s: operator %s: %w", env.Task, nodeName(c.at), panicError(p))
@@ -175,6 +177,11 @@ func (c *Chain) input(n *node) any {
 	c.at = n
 	c.inputs[n] = n.link(c, n)
 	return c.inputs[n]
+}
+
+// blindBelow tells whether nothing below a node looks at decoded keys.
+func (c *Chain) blindBelow(n *node) bool {
+	return !slices.ContainsFunc(n.children, func(child *node) bool { return !c.blind[child] })
 }
 
 // next returns the input of all children of a node that makes new records.

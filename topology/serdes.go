@@ -60,6 +60,12 @@ type reader[T any] struct {
 	serde.Serde[T]
 	with serde.HeaderSerde[T] // nil: it needs no headers
 	raw  bool                 // the bytes mean the same in other topics
+	skip bool                 // nobody looks at what they decode to
+}
+
+// total tells whether a serde is known to decode any bytes.
+func total[T any](s serde.Serde[T]) bool {
+	return any(s) == any(serde.String) || any(s) == any(serde.Bytes)
 }
 
 // reader returns what reads the keys or the values of a source's topics.
@@ -70,7 +76,7 @@ func (c *Chain) reader[T any](n *node, isKey bool, at serde.Serde[T]) reader[T] 
 	}
 	s := c.forTopic(topic, c.g.topics[topic] != nil, isKey, at)
 	with, _ := s.(serde.HeaderSerde[T])
-	return reader[T]{s, with, with == nil && !serde.DependsOnTopic(serdeOf(c.g.reg, at))}
+	return reader[T]{Serde: s, with: with, raw: with == nil && !serde.DependsOnTopic(serdeOf(c.g.reg, at))}
 }
 
 func (r reader[T]) decode(b []byte, h Headers) (T, error) {

@@ -55,6 +55,9 @@ func addSink[K, V any](x *build, name string, t Topic[K, V], dynamic func(*Chain
 func linkSink[K, V any](t Topic[K, V], dynamic func(*Chain, Record[K, V]) string, keys serde.Serde[K], values serde.Serde[V], internal bool) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
 		w := newWriter(c, t, keys, values, internal)
+		if dynamic == nil && t.partition == nil && w.rawKey {
+			c.blind[n] = true
+		}
 		others := &writers[K, V]{first: w, made: map[string]*writer[K, V]{}}
 		return guarded(c, n, func(r rec[K, V]) error {
 			c.at = n

@@ -64,6 +64,7 @@ func (x *build) addSource(name string, topics []string, pattern *regexp.Regexp, 
 func linkSource[K, V any](t Topic[K, V]) func(c *Chain, n *node) any {
 	return func(c *Chain, n *node) any {
 		keys, values := c.reader(n, true, t.keys), c.reader(n, false, t.values)
+		keys.skip = keys.raw && total(keys.Serde) && c.blindBelow(n) && t.extract == nil && c.Extract == nil && c.Forwarded == nil
 		next := paced(c, n, next[K, V](c, n))
 		c.heads[n] = func() *Head {
 			type taken struct {
@@ -124,7 +125,7 @@ func decodeRecord[K, V any](r *rec[K, V], in *Input, keys reader[K], values read
 		noKey   K
 		noValue V
 	)
-	if r.noKey {
+	if r.noKey || keys.skip {
 		r.key = noKey
 	} else if r.key, err = keys.decode(in.Key, in.Headers); err != nil {
 		return fmt.Errorf("key: %w", err)

@@ -37,6 +37,7 @@ type effect uint8
 const (
 	rekeys effect = 1 << iota
 	revalues
+	valuesOnly // it looks at values alone
 )
 
 // step adds an operator below s. link gets the input of what is below the operator, and returns the operator's own.
@@ -47,7 +48,7 @@ func step[L, W, K, V any](s Stream[K, V], prefix string, opts []Option, e effect
 
 // Filter passes the records that keep holds of. Without a value: passed. Key, value, time and headers stay.
 func (s Stream[K, V]) Filter(keep func(V) bool, o ...Option) Stream[K, V] {
-	return step(s, "KSTREAM-FILTER-", o, 0, func(c *Chain, n *node, next forward[K, V]) forward[K, V] {
+	return step(s, "KSTREAM-FILTER-", o, valuesOnly, func(c *Chain, n *node, next forward[K, V]) forward[K, V] {
 		all := seesAbsent[V]()
 		return func(r rec[K, V]) error {
 			c.at = n
@@ -74,7 +75,7 @@ func (s Stream[K, V]) FilterRecord(keep func(Record[K, V]) bool, o ...Option) St
 
 // TryFilter is Filter for a function that can fail.
 func (s Stream[K, V]) TryFilter(keep func(context.Context, V) (bool, error), o ...Option) Stream[K, V] {
-	return step(s, "KSTREAM-FILTER-", o, 0, func(c *Chain, n *node, next forward[K, V]) forward[K, V] {
+	return step(s, "KSTREAM-FILTER-", o, valuesOnly, func(c *Chain, n *node, next forward[K, V]) forward[K, V] {
 		all := seesAbsent[V]()
 		return func(r rec[K, V]) error {
 			if r.noValue && !all {
@@ -95,7 +96,7 @@ func (s Stream[K, V]) TryFilter(keep func(context.Context, V) (bool, error), o .
 
 // MapValues replaces each value and keeps the key, so it never forces a repartition. Without a value: passed as it is.
 func (s Stream[K, V]) MapValues[W any](f func(V) W, o ...Option) Stream[K, W] {
-	return step(s, "KSTREAM-MAPVALUES-", o, revalues, func(c *Chain, n *node, next forward[K, W]) forward[K, V] {
+	return step(s, "KSTREAM-MAPVALUES-", o, revalues|valuesOnly, func(c *Chain, n *node, next forward[K, W]) forward[K, V] {
 		all, null := seesAbsent[V](), serde.AbsentFunc[W]()
 		return func(r rec[K, V]) error {
 			if r.noValue && !all {
@@ -127,7 +128,7 @@ func (s Stream[K, V]) MapValuesKeyed[W any](f func(K, V) W, o ...Option) Stream[
 
 // TryMapValues is MapValues for a function that can fail.
 func (s Stream[K, V]) TryMapValues[W any](f func(context.Context, V) (W, error), o ...Option) Stream[K, W] {
-	return step(s, "KSTREAM-MAPVALUES-", o, revalues, func(c *Chain, n *node, next forward[K, W]) forward[K, V] {
+	return step(s, "KSTREAM-MAPVALUES-", o, revalues|valuesOnly, func(c *Chain, n *node, next forward[K, W]) forward[K, V] {
 		all, null := seesAbsent[V](), serde.AbsentFunc[W]()
 		return func(r rec[K, V]) error {
 			if r.noValue && !all {
@@ -146,7 +147,7 @@ func (s Stream[K, V]) TryMapValues[W any](f func(context.Context, V) (W, error),
 // FlatMapValues replaces each record by one for each value that f returns, under the same key. Without a value: nothing.
 // If f fails, none of its values has gone on.
 func (s Stream[K, V]) FlatMapValues[W any](f func(V) []W, o ...Option) Stream[K, W] {
-	return step(s, "KSTREAM-FLATMAPVALUES-", o, revalues, func(c *Chain, n *node, next forward[K, W]) forward[K, V] {
+	return step(s, "KSTREAM-FLATMAPVALUES-", o, revalues|valuesOnly, func(c *Chain, n *node, next forward[K, W]) forward[K, V] {
 		all, null := seesAbsent[V](), serde.AbsentFunc[W]()
 		return func(r rec[K, V]) error {
 			if r.noValue && !all {
@@ -178,7 +179,7 @@ func (s Stream[K, V]) FlatMapValuesKeyed[W any](f func(K, V) []W, o ...Option) S
 
 // TryFlatMapValues is FlatMapValues for a function that can fail.
 func (s Stream[K, V]) TryFlatMapValues[W any](f func(context.Context, V) ([]W, error), o ...Option) Stream[K, W] {
-	return step(s, "KSTREAM-FLATMAPVALUES-", o, revalues, func(c *Chain, n *node, next forward[K, W]) forward[K, V] {
+	return step(s, "KSTREAM-FLATMAPVALUES-", o, revalues|valuesOnly, func(c *Chain, n *node, next forward[K, W]) forward[K, V] {
 		all, null := seesAbsent[V](), serde.AbsentFunc[W]()
 		return func(r rec[K, V]) error {
 			if r.noValue && !all {

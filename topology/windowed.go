@@ -180,8 +180,11 @@ func addStep[L, W, K, V any](s stream[K, V], prefix string, opts []Option, e eff
 		v.write = func(v *vertex) {
 			x.addProcessor(v.name, v.parentNames(), o.handling, func(c *Chain, n *node) any {
 				to := next[L, W]
-				if e == 0 {
+				if e&(rekeys|revalues) == 0 {
 					to = pass[L, W]
+				}
+				if e&valuesOnly != 0 && c.blindBelow(n) {
+					c.blind[n] = true
 				}
 				return guarded(c, n, link(c, n, to(c, n)))
 			})
