@@ -38,6 +38,7 @@ type Buffered struct {
 	// frozen buffers, oldest first: those sure first, then at most one that is not.
 	frozen []*Frozen
 	spare  []*Frozen // empty, to be used again
+	ids    []keyed   // for Apply
 	cache  cache
 
 	// The Step.
@@ -368,7 +369,7 @@ func (b *Buffered) Apply(f *Frozen, o Offset, maxBytes int) (done bool, err erro
 	b.Confirm(f)
 	batch := b.space.NewBatch()
 	defer batch.Close()
-	last := f.fill(batch, maxBytes)
+	last := f.fill(batch, maxBytes, &b.ids)
 	done = last == uint32(len(f.entries))
 	if done && !o.IsZero() {
 		batch.SetOffset(o)
@@ -431,7 +432,7 @@ func (b *Buffered) SetCacheBytes(limit int64) {
 func (b *Buffered) Release() {
 	b.endScans()
 	b.closeCursors()
-	b.spare = nil
+	b.spare, b.ids = nil, nil
 }
 
 // Close gives everything back, and drops what was not applied.

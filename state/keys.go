@@ -146,3 +146,28 @@ func appendSpanRange(dst []byte, id uint32, from, to []byte) (buf, lower, upper 
 	}
 	return dst, dst[n:m:m], dst[m:]
 }
+
+// sharedPrefix returns how many bytes n keys begin with alike.
+func sharedPrefix(n int, key func(i int) []byte) int {
+	if n == 0 {
+		return 0
+	}
+	first := key(0)
+	shared := len(first)
+	for i := 1; i < n && shared > 0; i++ {
+		k := key(i)
+		shared = min(shared, len(k))
+		for !bytes.Equal(first[:shared], k[:shared]) {
+			shared--
+		}
+	}
+	return shared
+}
+
+// prefixBehind returns the eight bytes of a key behind its first ones, as a number that sorts as they do. What is missing is
+// zero: keys with the same number are still to be compared.
+func prefixBehind(key []byte, shared int) uint64 {
+	var b [8]byte
+	copy(b[:], key[shared:])
+	return binary.BigEndian.Uint64(b[:])
+}

@@ -106,22 +106,9 @@ func (s *Sorter) value(e sorterEntry) []byte {
 
 // sort sorts what is in memory.
 func (s *Sorter) sort() {
-	if len(s.entries) == 0 {
-		return
-	}
-	first := s.key(s.entries[0])
-	common := len(first)
-	for _, e := range s.entries {
-		key := s.key(e)
-		common = min(common, len(key))
-		for !bytes.Equal(first[:common], key[:common]) {
-			common--
-		}
-	}
+	shared := sharedPrefix(len(s.entries), func(i int) []byte { return s.key(s.entries[i]) })
 	for i, e := range s.entries {
-		var prefix [8]byte
-		copy(prefix[:], s.key(e)[common:])
-		s.entries[i].prefix = binary.BigEndian.Uint64(prefix[:])
+		s.entries[i].prefix = prefixBehind(s.key(e), shared)
 	}
 	slices.SortFunc(s.entries, func(a, b sorterEntry) int {
 		if a.prefix != b.prefix {
