@@ -129,33 +129,47 @@ type producer struct {
 	blanks  blanks
 }
 
-// blanks are records that the client has given back.
-type blanks struct {
-	own  []*kgo.Record // of the producer's goroutine
-	mu   sync.Mutex
-	back []*kgo.Record
+// blanks are records that no client has. One goroutine takes them, another gives them back: they go through the pool that is
+// between the two by the block, because there it costs as much for one.
+type blanks struct{ at *blankBlock }
+
+type blankBlock struct {
+	records [256]*kgo.Record
+	n       int
 }
 
+var freeBlanks = sync.Pool{New: func() any { return new(blankBlock) }}
+
 func (b *blanks) take() *kgo.Record {
-	if len(b.own) == 0 {
-		b.mu.Lock()
-		b.own, b.back = b.back, b.own
-		b.mu.Unlock()
+	if b.at == nil || b.at.n == 0 {
+		b.at = freeBlanks.Get().(*blankBlock)
 	}
-	n := len(b.own) - 1
-	if n < 0 {
+	if b.at.n == 0 {
 		return new(kgo.Record)
 	}
-	r := b.own[n]
-	b.own = b.own[:n]
+	b.at.n--
+	r := b.at.records[b.at.n]
+	b.at.records[b.at.n] = nil
 	return r
 }
 
 func (b *blanks) give(r *kgo.Record) {
 	*r = kgo.Record{}
-	b.mu.Lock()
-	b.back = append(b.back, r)
-	b.mu.Unlock()
+	if b.at == nil {
+		b.at = new(blankBlock)
+	}
+	b.at.records[b.at.n] = r
+	if b.at.n++; b.at.n == len(b.at.records) {
+		b.release()
+	}
+}
+
+// release has others take what was given.
+func (b *blanks) release() {
+	if b.at != nil {
+		freeBlanks.Put(b.at)
+		b.at = nil
+	}
 }
 
 // producerEpoch is what the broker knows a producer by.
@@ -388,7 +402,8 @@ type transmission struct {
 	cancel        context.CancelFunc // frees the timer
 	left          atomic.Int64
 	failed        sync.Once
-	err           error // written once, before left gets to zero
+	err           error  // written once, before left gets to zero
+	blanks        blanks // of done's goroutine
 }
 
 // done is called for each record of a run, in one goroutine. A client whose id failed in some ways asks for another and
@@ -404,12 +419,13 @@ func (s *transmission) done(run run, r *kgo.Record, err error) {
 	}
 	if err == nil {
 		run.acked(r)
-		s.producer.blanks.give(r)
+		s.blanks.give(r)
 	} else {
 		s.failed.Do(func() { s.err = &produceError{r, err} })
 	}
 	if s.left.Add(-1) == 0 {
 		s.cancel()
+		s.blanks.release()
 		s.producer.answer(answer{op: s.op, err: s.err, tries: 1})
 	}
 }
