@@ -138,14 +138,13 @@ type blankBlock struct {
 	n       int
 }
 
-var freeBlanks = sync.Pool{New: func() any { return new(blankBlock) }}
+var freeBlanks sync.Pool // of blocks with a record at least
 
 func (b *blanks) take() *kgo.Record {
 	if b.at == nil || b.at.n == 0 {
-		b.at = freeBlanks.Get().(*blankBlock)
-	}
-	if b.at.n == 0 {
-		return new(kgo.Record)
+		if b.at, _ = freeBlanks.Get().(*blankBlock); b.at == nil {
+			return new(kgo.Record)
+		}
 	}
 	b.at.n--
 	r := b.at.records[b.at.n]
