@@ -291,7 +291,12 @@ func (c *producer) connect() (transactionVersion, error) {
 }
 
 // mostBuffered is how many records a client holds at a time: enough for some full batches, few beside the caches.
-const mostBuffered = 1 << 13
+// handOver is how long it holds the first ones back while it is given others: else they may leave in a request of their own,
+// and the others wait until that is answered.
+const (
+	mostBuffered = 1 << 13
+	handOver     = time.Millisecond
+)
 
 // options are those of the client. Offsets are committed by topic name, which the newest versions of these requests do
 // without; below transaction.version 2 a group has to be added to the transaction, which version 5 takes for granted.
@@ -310,7 +315,7 @@ func (c *producer) options(legacy bool) []kgo.Opt {
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
-		kgo.ProducerLinger(0),
+		kgo.ProducerLinger(handOver),
 		kgo.MaxBufferedRecords(mostBuffered),
 		kgo.UnknownTopicRetries(20),
 		kgo.RequestTimeoutOverhead(patience),
@@ -363,7 +368,15 @@ func (c *producer) send(e effect) {
 			c.client.Produce(ctx, r, promise)
 		})
 	}
+	_ = c.client.Flush(over) // has it send what it holds back; that is not waited for
 }
+
+// over is a context that is done.
+var over = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
 
 // addTopic notes that the client is given a record of a topic.
 func (c *producer) addTopic(topic string) {

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -694,6 +695,62 @@ func TestProducersCountTries(t *testing.T) {
 			b.wantOffset(1)
 		})
 	}
+}
+
+// written counts the requests of some key.
+type written struct {
+	key kmsg.Key
+	n   atomic.Int64
+}
+
+func (c *written) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, _ error) {
+	if key == int16(c.key) {
+		c.n.Add(1)
+	}
+}
+
+// What is sent together leaves in one request, and at once.
+func TestProducersOneRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := new(kfake.VirtualNetwork)
+		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(9092), kfake.ListenFn(network.Listen), kfake.SeedTopics(2, "out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cluster.Close()
+		produced := &written{key: kmsg.Produce}
+		answers := make(chan answer, 1)
+		p := newProducers(producerConfig{application: "app", identity: "i", timeout: 10 * time.Second, options: []kgo.Opt{
+			kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.Dialer(network.DialContext), kgo.WithHooks(produced),
+		}}, func(a answer) { answers <- a })
+		ask := func(e effect) {
+			p.do(e)
+			if a := <-answers; a.err != nil {
+				t.Fatal(deedName(e.do), a.err)
+			}
+		}
+		ask(effect{do: doStart, slot: slotPlain})
+		records := func() (all []*kgo.Record) {
+			for i := range 1000 {
+				all = append(all, &kgo.Record{Topic: "out", Partition: int32(i % 2), Value: []byte("v")})
+			}
+			return all
+		}
+		ask(effect{do: doSend, slot: slotPlain, records: runs(records())}) // the client asks about the topic
+		produced.n.Store(0)
+		began := time.Now()
+		const sends = 20
+		for range sends {
+			synctest.Wait() // the client is done with the last one
+			ask(effect{do: doSend, slot: slotPlain, records: runs(records(), records())})
+		}
+		if n, took := produced.n.Load(), time.Since(began); n != sends || took > 0 {
+			t.Errorf("%d sends took %d requests and %v", sends, n, took)
+		}
+		if err := p.close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // Below transaction.version 2 a group is added to the transaction first, and the epoch stays.

@@ -80,9 +80,10 @@ const (
 	shortWait      = 10 * time.Millisecond  // or so long if others were new shortly before
 	fullWait       = 20 * time.Millisecond  // or so long if one is left out because it holds its share
 	newFor         = time.Second
-	mostFetchBytes = 16 << 20 // of a request
-	mostPartBytes  = 1 << 20  // of a partition in it
-	mostFeedBytes  = 3 << 20  // that wait to be processed: what a request brings lasts until the next one is answered
+	restBetween    = 2 * time.Millisecond // from a request that brings little to the next one
+	mostFetchBytes = 16 << 20             // of a request
+	mostPartBytes  = 1 << 20              // of a partition in it
+	mostFeedBytes  = 3 << 20              // that wait to be processed: what a request brings lasts until the next one is answered
 	firstBackoff   = 20 * time.Millisecond
 	lastBackoff    = 250 * time.Millisecond
 	leastFeedBytes = 64 << 10
@@ -235,7 +236,10 @@ func (l *fetchLoop) run() {
 	for l.f.ctx.Err() == nil {
 		want, retry := l.pick()
 		if len(want.feeds) > 0 {
-			l.fetch(want)
+			began := time.Now()
+			if l.fetch(want) < leastFeedBytes {
+				_ = pause(l.f.ctx, restBetween-time.Since(began))
+			}
 			continue
 		}
 		select {
@@ -300,12 +304,12 @@ func (d *feed) lags(share int64) bool {
 	return false
 }
 
-// fetch asks for feeds and delivers what comes.
-func (l *fetchLoop) fetch(want wanted) {
+// fetch asks for feeds, delivers what comes, and returns how many bytes that is.
+func (l *fetchLoop) fetch(want wanted) (bytes int64) {
 	resp, err := l.request(want)
 	if err != nil {
 		l.failed(want.feeds, err)
-		return
+		return 0
 	}
 	l.fails = 0
 	stale := false
@@ -315,6 +319,7 @@ func (l *fetchLoop) fetch(want wanted) {
 		if p != nil {
 			got = l.f.read(d, p, want.share)
 		}
+		bytes += got.bytes
 		stale = l.finish(d, p, got) || stale
 	}
 	if stale {
@@ -323,6 +328,7 @@ func (l *fetchLoop) fetch(want wanted) {
 		l.f.wake(-1)
 		l.f.mu.Unlock()
 	}
+	return bytes
 }
 
 func (l *fetchLoop) request(want wanted) (*kmsg.FetchResponse, error) {
