@@ -90,10 +90,10 @@ func (t cpuTime) since(before cpuTime) cpuTime {
 	return cpuTime{t.collections - before.collections, t.all - before.all}
 }
 
-// The bound of the heap is not to have collections take more than a tenth of the CPU time.
+// The bound of the heap is not to have collections take more of the CPU time than this.
 const (
-	muchCollecting   = 0.10
-	littleCollecting = 0.05
+	muchCollecting   = 0.06
+	littleCollecting = 0.03
 	relaxAfter       = 1 // seconds of CPU time: a heap that has only begun to grow is collected often under any rule
 )
 

@@ -38,7 +38,7 @@ func TestRelax(t *testing.T) {
 		bound           bool
 		want            int64
 	}{
-		{20, 1, true, 2}, {20, 2, true, 4}, {20, 4, false, 4}, {7, 2, true, 2}, {3, 4, true, 2}, {3, 4, false, 2}, {3, 1, true, 1},
+		{20, 1, true, 2}, {20, 2, true, 4}, {20, 4, false, 4}, {5, 2, true, 2}, {2, 4, true, 2}, {2, 4, false, 2}, {2, 1, true, 1},
 	} {
 		if got := relax(c.by, cpuTime{float64(c.collections), 100}, c.bound); got != c.want {
 			t.Errorf("relax(%d, %v) after collections that took %d %% = %d, want %d", c.by, c.bound, c.collections, got, c.want)

@@ -118,9 +118,9 @@ type Config struct {
 	MemoryBytes int64
 	// HeapGrowthBytes bounds what the heap grows by from one garbage collection to the next, or to a quarter of what is in
 	// use where that is more. Go's own rule (GOGC) lets the heap grow to twice what is in use, which for large state takes much
-	// memory and saves little: state has few pointers, and is quickly collected. Where collections take more than a tenth of
-	// the CPU time all the same, the bound gives way. The setting is for the whole process; of several applications' the
-	// smallest holds. GOGC holds too, where it allows less. Default: 0, GOGC alone, as with negative ones; [Main] sets 80 MB
+	// memory and saves little: state has few pointers, and is quickly collected. Where collections take more than
+	// 6 % of the CPU time all the same, the bound gives way. The setting is for the whole process; of several applications' the
+	// smallest holds. GOGC holds too, where it allows less. Default: 0, GOGC alone, as with negative ones; [Main] sets 48 MB
 	// where it is given brokers.
 	HeapGrowthBytes int64
 	// FlushInterval is how often state is written to disk for good. After a crash what came since is read from the
