@@ -428,7 +428,10 @@ func (e *Pebble) Get(dst, key []byte) (value []byte, ok bool, err error) {
 		return nil, false, e.guard.explain(err)
 	}
 	value = append(dst, v...)
-	return value, true, closer.Close()
+	if err := closer.Close(); err != nil { // also where the value lies in a block of its own, and that is damaged
+		return nil, false, e.guard.explain(err)
+	}
+	return value, true, nil
 }
 
 // NewBatch implements [Engine].
@@ -864,6 +867,7 @@ type pebbleCursor struct {
 	prefix  bool // all of the range has one prefix: look at the bloom filters
 	reverse bool
 	begun   bool
+	value   []byte
 	empty   bool // the range is: Pebble does not take bounds that are the wrong way round
 	err     error
 }
@@ -901,23 +905,21 @@ func (c *pebbleCursor) Next() bool {
 		ok = c.it.First()
 	}
 	c.begun = true
-	if !ok {
-		c.err = c.guard.explain(c.it.Error())
+	err := c.it.Error()
+	if ok { // it may lie in a block of its own, which can be damaged
+		c.value, err = c.it.ValueAndErr()
 	}
-	return ok
+	c.err = c.guard.explain(err)
+	return ok && err == nil
 }
 
 func (c *pebbleCursor) Key() []byte { return c.it.Key() }
 
 func (c *pebbleCursor) Value() []byte {
-	v, err := c.it.ValueAndErr()
-	if err != nil {
-		c.err = c.guard.explain(err)
-	}
-	if v == nil {
+	if c.value == nil {
 		return []byte{}
 	}
-	return v
+	return c.value
 }
 
 func (c *pebbleCursor) Err() error { return c.err }

@@ -505,6 +505,101 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestDamagedValues damages a table in many places in which many rows belong to one key: their values lie in blocks of their
+// own. What is read is right, or an [ErrCorrupt], or all of the store is to be restored.
+func TestDamagedValues(t *testing.T) {
+	mem := NewMemoryFS().(*memoryFS)
+	e, err := OpenPebble("/state/db", PebbleOptions{FS: mem})
+	must(t, err)
+	h := newHistory(t, e, 3)
+	rows := h.now[KeyFirst]
+	b := h.spaces[KeyFirst].NewBatch()
+	for i := range 50 {
+		k, v := fmt.Sprintf("key\x00\x00%02d", i), fmt.Sprintf("value %02d of some length", i)
+		b.Put([]byte(k), []byte(v))
+		rows[k] = v
+	}
+	h.seq++
+	b.SetOffset(h.offset())
+	must(t, b.Apply())
+	b.Close()
+	must(t, e.Close())
+	get := func(s *Space) (map[string]string, error) {
+		got := map[string]string{}
+		for k := range rows {
+			v, ok, err := s.Get(nil, []byte(k))
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				got[k] = string(v)
+			}
+		}
+		return got, nil
+	}
+	scan := func(s *Space) (map[string]string, error) { // whoever reads need not look for errors before values
+		got := map[string]string{}
+		it := s.Scan(nil, nil, false)
+		defer it.Close()
+		for it.Next() {
+			k, v := string(it.Key()), string(it.Value())
+			if v != rows[k] {
+				return nil, fmt.Errorf("%q = %q", k, v)
+			}
+			got[k] = v
+		}
+		return got, it.Err()
+	}
+	files, err := mem.List("/state/db")
+	must(t, err)
+	hit := map[string]int{}
+	for _, f := range files {
+		if !strings.HasSuffix(f, ".sst") {
+			continue
+		}
+		info, err := mem.Stat("/state/db/" + f)
+		must(t, err)
+		for i := 0; i < int(info.Size()); i += 7 {
+			fs := mem.crash(vfs.CrashCloneCfg{})
+			damageFile(t, fs, "/state/db/"+f, func(b []byte) []byte { return flip(b, i) })
+			for name, read := range map[string]func(*Space) (map[string]string, error){"scan": scan, "get": get} {
+				got, err := readDamaged(t, fs, read)
+				switch {
+				case errors.Is(err, ErrCorrupt):
+					hit[name]++
+				case err != nil:
+					t.Errorf("%s, byte %d of %s damaged: %v", name, i, f, err)
+				case got != nil && !maps.Equal(got, rows):
+					t.Errorf("%s, byte %d of %s damaged: %v", name, i, f, diff(got, rows))
+				}
+			}
+		}
+	}
+	if hit["scan"] == 0 || hit["get"] == 0 {
+		t.Errorf("damage was found: %v", hit)
+	}
+}
+
+// readDamaged opens a database and reads the rows of its store by key, nil where all of it is to be restored.
+func readDamaged(t *testing.T, fs *memoryFS, read func(*Space) (map[string]string, error)) (map[string]string, error) {
+	t.Helper()
+	e, err := OpenPebble("/state/db", PebbleOptions{FS: fs})
+	must(t, err)
+	defer func() { must(t, e.Close()) }()
+	all, err := OpenSpaces(e)
+	if err != nil {
+		return nil, err
+	}
+	s, err := all.Open("0_0", fmt.Sprint("store-", int(KeyFirst)), KeyFirst)
+	if err != nil {
+		return nil, err
+	}
+	if o, _, err := s.Offset(); err != nil || o.IsZero() {
+		return nil, err
+	}
+	return read(s)
+}
+
 func flip(b []byte, i int) []byte {
 	if len(b) > 0 {
 		b[i] ^= 0x5a
