@@ -712,16 +712,11 @@ func (c *written) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, _ int, _, _ tim
 // What is sent together leaves in one request, and at once.
 func TestProducersOneRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := new(kfake.VirtualNetwork)
-		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(9092), kfake.ListenFn(network.Listen), kfake.SeedTopics(2, "out"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer cluster.Close()
+		network, brokers := virtualCluster(t, 2, "out")
 		produced := &written{key: kmsg.Produce}
 		answers := make(chan answer, 1)
 		p := newProducers(producerConfig{application: "app", identity: "i", timeout: 10 * time.Second, options: []kgo.Opt{
-			kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.Dialer(network.DialContext), kgo.WithHooks(produced),
+			kgo.SeedBrokers(brokers...), kgo.Dialer(network.DialContext), kgo.WithHooks(produced),
 		}}, func(a answer) { answers <- a })
 		ask := func(e effect) {
 			p.do(e)

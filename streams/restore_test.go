@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/eddyline/eddyline/serde"
@@ -110,18 +109,13 @@ func TestRestoreBulk(t *testing.T) {
 // in memory. The second one takes over when the first one stops, hours pass, nothing is left running.
 func TestBubble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := new(kfake.VirtualNetwork)
-		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(9092), kfake.ListenFn(network.Listen), kfake.SeedTopics(2, "lines", "counts"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer cluster.Close()
+		network, brokers := virtualCluster(t, 2, "lines", "counts")
 		start := func(name string) (*App, context.CancelFunc, chan error) {
 			g, err := wordCount("lines", "counts").Build()
 			if err != nil {
 				t.Fatal(err)
 			}
-			c := testConfig(cluster.ListenAddrs())
+			c := testConfig(brokers)
 			c.StateDir, c.Host.Name, c.Host.Dial, c.Workers = name, name, network.DialContext, 2
 			a, err := New(g, c)
 			if err != nil {
@@ -135,7 +129,7 @@ func TestBubble(t *testing.T) {
 			}
 			return a, cancel, done
 		}
-		client, err := kgo.NewClient(kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.Dialer(network.DialContext), kgo.ConsumeTopics("counts"),
+		client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.Dialer(network.DialContext), kgo.ConsumeTopics("counts"),
 			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
 		if err != nil {
 			t.Fatal(err)

@@ -38,14 +38,9 @@ func TestFetchBesideFullQueue(t *testing.T) {
 // after a silence is delivered at once.
 func TestFetchTrickle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := new(kfake.VirtualNetwork)
-		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(9092), kfake.ListenFn(network.Listen), kfake.SeedTopics(1, "in"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer cluster.Close()
+		network, brokers := virtualCluster(t, 1, "in")
 		requests := &written{key: kmsg.Fetch}
-		client, err := kgo.NewClient(kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.Dialer(network.DialContext), kgo.WithHooks(requests),
+		client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.Dialer(network.DialContext), kgo.WithHooks(requests),
 			kgo.ProducerLinger(0))
 		if err != nil {
 			t.Fatal(err)
@@ -98,4 +93,16 @@ func TestFetchTrickle(t *testing.T) {
 			t.Errorf("%d records within %v took %d requests, want at most %d", records, records*100*time.Microsecond, n, most)
 		}
 	})
+}
+
+// virtualCluster returns a broker in memory over a network in memory, for tests under virtual time.
+func virtualCluster(t *testing.T, partitions int32, topics ...string) (network *kfake.VirtualNetwork, brokers []string) {
+	t.Helper()
+	network = new(kfake.VirtualNetwork)
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(9092), kfake.ListenFn(network.Listen), kfake.SeedTopics(partitions, topics...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	return network, cluster.ListenAddrs()
 }

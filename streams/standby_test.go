@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/eddyline/eddyline/serde"
@@ -263,12 +262,7 @@ func TestBrokerStandby(t *testing.T) {
 // committed, or a row would be in the state before the task has seen it.
 func TestStandbyOfSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := new(kfake.VirtualNetwork)
-		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(9092), kfake.ListenFn(network.Listen), kfake.SeedTopics(1, "rows", "asks", "answers"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer cluster.Close()
+		network, brokers := virtualCluster(t, 1, "rows", "asks", "answers")
 		b := topology.New()
 		rows := b.Table(topology.NewTopic("rows", serde.String, serde.String)).As("rows")
 		b.Stream(topology.NewTopic("asks", serde.String, serde.String)).
@@ -278,7 +272,7 @@ func TestStandbyOfSource(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		client, err := kgo.NewClient(kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.Dialer(network.DialContext))
+		client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.Dialer(network.DialContext))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -291,7 +285,7 @@ func TestStandbyOfSource(t *testing.T) {
 		}
 		var apps []*watched
 		for _, name := range []string{"a", "b"} {
-			c := testConfig(cluster.ListenAddrs())
+			c := testConfig(brokers)
 			c.NumStandbys, c.StateDir, c.Host.Name, c.Host.Dial = 1, name, name, network.DialContext
 			w := watch(t, g, c)
 			ready(t, w.app)
