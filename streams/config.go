@@ -120,8 +120,8 @@ type Config struct {
 	// use where that is more. Go's own rule (GOGC) lets the heap grow to twice what is in use, which for large state takes much
 	// memory and saves little: state has few pointers, and is quickly collected. Where collections take more than
 	// 6 % of the CPU time all the same, the bound gives way. The setting is for the whole process; of several applications' the
-	// smallest holds. GOGC holds too, where it allows less. Default: 0, GOGC alone, as with negative ones; [Main] sets 48 MB
-	// where it is given brokers.
+	// smallest holds. GOGC holds too, where it allows less. What the heap need not grow by, read caches get of MemoryBytes.
+	// Default: 0, GOGC alone, as with negative ones; [Main] sets 32 MB where it is given brokers.
 	HeapGrowthBytes int64
 	// FlushInterval is how often state is written to disk for good. After a crash what came since is read from the
 	// changelogs again. Default: 30s, and after every 64 MB.
@@ -511,9 +511,9 @@ func (l clientLog) Log(level kgo.LogLevel, msg string, keyvals ...any) {
 // memory is how MemoryBytes is divided. What lies on Go's heap counts with what the collector leaves around it.
 type memory struct {
 	fetch    int64 // queued input, of all partitions
-	burst    int   // of output and state a worker commits at a time
+	burst    int   // of output and state a worker commits at a time; the next ones gather meanwhile
 	reads    int64 // caches in front of the state database, of all stores
-	memtable int   // of the state database
+	memtable int   // of the state database, of which another is flushed meanwhile
 	blocks   int64 // cache of the state database
 	restore  int64 // of records on their way into the state database
 	standby  int64 // likewise, of standbys
@@ -521,15 +521,26 @@ type memory struct {
 
 func (c Config) memory() memory {
 	m := c.MemoryBytes
-	return memory{
+	d := memory{
 		fetch:    m / 8,
 		burst:    int(min(mostBurst, m/8/int64(c.Workers))),
-		reads:    m / 8,
 		memtable: int(min(64<<20, m/16)),
-		blocks:   m / 8,
+		blocks:   m / 16,
 		restore:  m / 32 * 3,
 		standby:  m / 32,
 	}
+	heap := heapRoom(m-2*int64(d.memtable)-d.blocks, c.HeapGrowthBytes)
+	d.reads = max(m/8, heap-d.fetch-2*int64(d.burst)*int64(c.Workers))
+	return d
+}
+
+// heapRoom returns how much may be in use on a heap of so many bytes, where it grows by so much from one collection to the
+// next ([Config.HeapGrowthBytes]).
+func heapRoom(bytes, growth int64) int64 {
+	if growth <= 0 {
+		return bytes / 2
+	}
+	return max(bytes/2, min(bytes-growth, bytes/5*4))
 }
 
 // mostBurst is what a worker sends in one transaction, about. Of what the record cache holds back it is [heldShare] times as

@@ -267,7 +267,7 @@ func (p *program) withBrokers(f func(c Config) error) error {
 }
 
 // mainHeapGrowth is Config.HeapGrowthBytes where the program is an application.
-const mainHeapGrowth = 48 << 20
+const mainHeapGrowth = 32 << 20
 
 // run runs the application until it is interrupted or, if it is fed by the program itself, until all is done.
 func (p *program) run(args []string) error {

@@ -15,6 +15,34 @@ import (
 	"github.com/eddyline/eddyline/topology"
 )
 
+// TestMemoryDivision adds the parts up, with what the collector leaves around those on the heap.
+func TestMemoryDivision(t *testing.T) {
+	grown := func(use, growth int64) int64 {
+		if growth <= 0 {
+			return 2 * use
+		}
+		return min(2*use, use+max(growth, use*leastGrowth/100))
+	}
+	for _, mb := range []int64{16, 64, 256, 400, 4096} {
+		for _, workers := range []int{1, 2, 16} {
+			reads := map[int64]int64{}
+			for _, growth := range []int64{-1, 0, mainHeapGrowth, 1 << 30} {
+				d := Config{MemoryBytes: mb << 20, Workers: workers, HeapGrowthBytes: growth}.memory()
+				least := mb << 20 / 8
+				heap := d.fetch + 2*int64(d.burst)*int64(workers) + d.reads
+				all := grown(heap, growth) + 2*int64(d.memtable) + d.blocks
+				if d.reads < least || d.reads > least && all > mb<<20 {
+					t.Errorf("%d MB, %d workers, growth %d: %+v, %d bytes together", mb, workers, growth, d, all)
+				}
+				reads[growth] = d.reads
+			}
+			if reads[mainHeapGrowth] < reads[0] || mb >= 256 && reads[mainHeapGrowth] < mb<<20*3/10 && workers < 16 {
+				t.Errorf("%d MB, %d workers: %d bytes for reads where the growth is bounded, %d where it is not", mb, workers, reads[mainHeapGrowth], reads[0])
+			}
+		}
+	}
+}
+
 // TestInputIsPaused has a record wait in a function of the user's. What is behind it stays with the broker.
 func TestInputIsPaused(t *testing.T) {
 	brokers := fakeCluster(t, 2, "lines")

@@ -60,7 +60,7 @@ func parse() settings {
 const (
 	memoryTuned = 400 << 20
 	cacheTuned  = 256 << 20
-	growthTuned = 48 << 20
+	growthTuned = 32 << 20
 )
 
 // config returns what the settings say.
