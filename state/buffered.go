@@ -61,6 +61,7 @@ var _ Store = (*Buffered)(nil)
 // NewBuffered returns the store of space, which it owns from now on.
 func NewBuffered(space *Space, o BufferOptions) *Buffered {
 	b := &Buffered{space: space, o: o, view: NewView(space), value: []byte{}}
+	b.cache.bare = true
 	b.cache.limit, b.cache.complete = o.CacheBytes, o.CacheBytes > 0 && space.Empty()
 	b.cache.known.on = b.cache.complete
 	b.open = b.newBuffer()
@@ -169,22 +170,24 @@ func (b *Buffered) checkSize(key, value []byte, m Meta) error {
 // set changes an entry of the open buffer, and notes how to undo it.
 func (b *Buffered) set(id uint32, value []byte, m Meta) {
 	f := b.open
-	e := f.entry(id)
-	old := undo{id, e.undo, e.value, e.valueLen, e.timestamp, e.headers, e.change, e.what, false}
+	e, s := f.entry(id), f.stamp(id)
+	old, n, headers := e.value, e.valueLen, s.headers
+	undoing := b.undoing()
+	if undoing {
+		b.undos = append(b.undos, undo{id, e.undo, old, n, *s, e.what, false})
+		e.undo = uint32(len(b.undos))
+	}
 	e.value, e.valueLen, e.what = f.slab.put(value), uint32(len(value)), present
 	if value == nil {
 		e.what = absent
 	}
-	e.timestamp, e.headers = m.Timestamp, f.headers.put(m.Headers)
+	s.timestamp, s.headers = m.Timestamp, f.headers.put(m.Headers)
 	if !b.o.Unlogged {
 		f.changes = append(f.changes, id)
-		e.change = uint32(len(f.changes))
+		s.change = uint32(len(f.changes))
 	}
-	if b.undoing() {
-		b.undos = append(b.undos, old)
-		e.undo = uint32(len(b.undos))
-	} else {
-		f.release(old.value, old.valueLen, old.headers)
+	if !undoing {
+		f.release(old, n, headers)
 	}
 }
 
@@ -238,7 +241,7 @@ func (b *Buffered) maskEntry(id uint32) {
 		return
 	}
 	if b.undoing() {
-		b.undos = append(b.undos, undo{id, e.undo, e.value, e.valueLen, e.timestamp, e.headers, e.change, e.what, true})
+		b.undos = append(b.undos, undo{id, e.undo, e.value, e.valueLen, *b.open.stamp(id), e.what, true})
 		e.undo = uint32(len(b.undos))
 	}
 	e.what = masked
@@ -272,13 +275,12 @@ func (b *Buffered) keepGroups() {
 
 // undo is what an entry was before a write of the step.
 type undo struct {
-	id, prev        uint32 // the entry, and its undo item before this one
-	value           ref
-	valueLen        uint32
-	timestamp       int64
-	headers, change uint32
-	what            what
-	same            bool // the write left the value
+	id, prev uint32 // the entry, and its undo item before this one
+	value    ref
+	valueLen uint32
+	stamp
+	what what
+	same bool // the write left the value
 }
 
 // Savepoint begins a Step, and ends the one before: [Buffered.Rollback] undoes what is written from now on. Iterators of
@@ -324,12 +326,12 @@ func (b *Buffered) Rollback() {
 	f := b.open
 	for i := len(b.undos) - 1; i >= 0; i-- {
 		u := &b.undos[i]
-		e := f.entry(u.id)
+		e, s := f.entry(u.id), f.stamp(u.id)
 		if !u.same {
-			f.release(e.value, e.valueLen, e.headers)
+			f.release(e.value, e.valueLen, s.headers)
 		}
 		e.value, e.valueLen, e.what = u.value, u.valueLen, u.what
-		e.timestamp, e.headers, e.change, e.undo = u.timestamp, u.headers, u.change, 0
+		e.undo, *s = 0, u.stamp
 	}
 	b.undos = b.undos[:0]
 	f.changes, f.ranges = f.changes[:b.stepChanges], b.stepRanges

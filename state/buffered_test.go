@@ -105,7 +105,7 @@ func TestBuffersAreUsedAgain(t *testing.T) {
 	}
 	held := func() (n int64) {
 		for _, f := range append(s.spare, s.open) {
-			n += f.slab.bytes() + int64(cap(f.entries))*entryBytes + int64(len(f.slots))*8
+			n += f.slab.bytes() + int64(cap(f.entries))*entryBytes + int64(cap(f.stamps))*stampBytes + int64(len(f.slots))*8
 		}
 		return n
 	}

@@ -4,7 +4,7 @@ import "bytes"
 
 // cache holds entries of the engine in memory, up to a limit: what was read, and what was applied. While it is complete it
 // has every key there is, so that the engine is not asked at all; after that it still knows most keys that are not there,
-// if the engine was empty when it began. Its entries' change is 1 if they were used lately.
+// if the engine was empty when it began. Its entries' undo is 1 if they were used lately, and they have no stamps.
 type cache struct {
 	table
 	known    filter
@@ -23,7 +23,7 @@ func (c *cache) look(hash uint32, key []byte) ([]byte, what) {
 		return nil, unknown
 	}
 	e := c.entry(id)
-	e.change = 1
+	e.undo = 1
 	if e.what == absent {
 		return nil, absent
 	}
@@ -71,8 +71,8 @@ func (c *cache) shrink() {
 		e := c.entry(c.hand)
 		switch {
 		case e.what == freed:
-		case e.change != 0:
-			e.change = 0
+		case e.undo != 0:
+			e.undo = 0
 		default:
 			c.drop(c.hand)
 			c.complete = false

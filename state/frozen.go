@@ -30,15 +30,15 @@ func (f *Frozen) Empty() bool {
 // applied or discarded.
 func (f *Frozen) Dirty(yield func(key, value []byte, m Meta) error) error {
 	for i, id := range f.changes {
-		e := f.entry(id)
-		if e.change != uint32(i+1) {
+		e, m := f.entry(id), f.stamp(id)
+		if m.change != uint32(i+1) {
 			continue // changed again later
 		}
 		var value []byte
 		if e.what == present || e.what == wrote {
 			value = f.slab.get(e.value, e.valueLen)
 		}
-		if err := yield(f.key(id), value, Meta{e.timestamp, f.headers.get(e.headers)}); err != nil {
+		if err := yield(f.key(id), value, Meta{m.timestamp, f.headers.get(m.headers)}); err != nil {
 			return err
 		}
 	}
@@ -127,9 +127,9 @@ func (f *Frozen) compactChanges() {
 	}
 	kept := f.changes[:0]
 	for i, id := range f.changes {
-		if e := f.entry(id); e.change == uint32(i+1) {
+		if m := f.stamp(id); m.change == uint32(i+1) {
 			kept = append(kept, id)
-			e.change = uint32(len(kept))
+			m.change = uint32(len(kept))
 		}
 	}
 	f.changes = kept

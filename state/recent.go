@@ -3,7 +3,7 @@ package state
 // Recent holds values by key, and the order in which keys were used last. Nothing in it is a pointer for each key. Keys
 // have ids from 1 on; 0 is none. An id is good until Remove, and the last that was removed is the next that Add gives.
 type Recent struct {
-	t              table // in an entry, change is the key used last before it, undo the one used next, timestamp its marks
+	t              table // a stamp's change is the key used before this one, an entry's undo the one used next, a timestamp its marks
 	oldest, newest uint32
 	keys           int
 }
@@ -98,15 +98,15 @@ func (r *Recent) Key(id uint32) []byte { return r.t.key(id) }
 // Get returns a key's value, nil for none. It stays as it is until it is freed.
 func (r *Recent) Get(id uint32) []byte { return r.ValueOf(r.At(id)) }
 
-// Marks returns two numbers that are kept with a key, both 0 at first.
+// Marks returns two numbers that are kept with a key: 0 at first, and again once it was removed.
 func (r *Recent) Marks(id uint32) (a, b uint32) {
-	marks := uint64(r.t.entry(id).timestamp)
+	marks := uint64(r.t.stamp(id).timestamp)
 	return uint32(marks), uint32(marks >> 32)
 }
 
 // SetMarks keeps two numbers with a key.
 func (r *Recent) SetMarks(id, a, b uint32) {
-	r.t.entry(id).timestamp = int64(uint64(b)<<32 | uint64(a))
+	r.t.stamp(id).timestamp = int64(uint64(b)<<32 | uint64(a))
 }
 
 // Use makes a key the one used last.
@@ -129,8 +129,7 @@ func (r *Recent) Next(id uint32) uint32 {
 }
 
 func (r *Recent) link(id uint32) {
-	e := r.t.entry(id)
-	e.change, e.undo = r.newest, 0
+	r.t.stamp(id).change, r.t.entry(id).undo = r.newest, 0
 	if r.newest != 0 {
 		r.t.entry(r.newest).undo = id
 	} else {
@@ -140,15 +139,15 @@ func (r *Recent) link(id uint32) {
 }
 
 func (r *Recent) unlink(id uint32) {
-	e := r.t.entry(id)
-	if e.change != 0 {
-		r.t.entry(e.change).undo = e.undo
+	before, after := r.t.stamp(id).change, r.t.entry(id).undo
+	if before != 0 {
+		r.t.entry(before).undo = after
 	} else {
-		r.oldest = e.undo
+		r.oldest = after
 	}
-	if e.undo != 0 {
-		r.t.entry(e.undo).change = e.change
+	if after != 0 {
+		r.t.stamp(after).change = before
 	} else {
-		r.newest = e.change
+		r.newest = before
 	}
 }

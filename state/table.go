@@ -3,6 +3,7 @@ package state
 import (
 	"bytes"
 	"hash/maphash"
+	"unsafe"
 
 	"github.com/eddyline/eddyline/serde"
 )
@@ -14,7 +15,9 @@ import (
 type table struct {
 	slots   []slot // as many as a power of two, at most 3/4 of them taken
 	entries []entry
-	free    uint32 // ids given back by unplace, linked by entry.undo
+	stamps  []stamp // of the entries
+	bare    bool    // entries have no stamps
+	free    uint32  // ids given back by unplace, linked by entry.undo
 	slab    slab
 	order   order  // by key, once asked for
 	groups  groups // by beginnings of keys, once asked for
@@ -23,15 +26,19 @@ type table struct {
 
 type slot struct{ hash, id uint32 }
 
-// entry is a key with what a layer knows of it. A [Recent] uses change, undo and timestamp for other things.
+// entry is a key with what a layer knows of it. A read cache and a [Recent] use undo for other things.
 type entry struct {
 	key, value       ref
 	keyLen, valueLen uint32
-	timestamp        int64
-	headers          uint32 // place in table.headers, 0 for none
-	change           uint32 // place in Buffered.changes or Frozen.changes of the last change, from 1 on
 	undo             uint32 // place of the newest undo item of this step, from 1 on
 	what             what
+}
+
+// stamp is what a buffer knows of an entry besides. A [Recent] uses timestamp and change for other things.
+type stamp struct {
+	timestamp int64
+	headers   uint32 // place in table.headers, 0 for none
+	change    uint32 // place in Buffered.changes or Frozen.changes of the last change, from 1 on
 }
 
 // what a layer knows of a key.
@@ -46,7 +53,10 @@ const (
 	freed               // not an entry: its id is in table.free
 )
 
-const entryBytes = 40
+const (
+	entryBytes = int64(unsafe.Sizeof(entry{}))
+	stampBytes = int64(unsafe.Sizeof(stamp{}))
+)
 
 var hashSeed = maphash.MakeSeed()
 
@@ -71,6 +81,8 @@ func (t *table) find(hash uint32, key []byte) uint32 {
 
 func (t *table) entry(id uint32) *entry { return &t.entries[id-1] }
 
+func (t *table) stamp(id uint32) *stamp { return &t.stamps[id-1] }
+
 func (t *table) key(id uint32) []byte {
 	e := &t.entries[id-1]
 	return t.slab.get(e.key, e.keyLen)
@@ -89,6 +101,9 @@ func (t *table) add(hash uint32, key []byte) uint32 {
 	} else {
 		t.entries = append(t.entries, e)
 		id = uint32(len(t.entries))
+		if !t.bare {
+			t.stamps = append(t.stamps, stamp{})
+		}
 	}
 	t.place(slot{hash, id})
 	if t.order.on {
@@ -152,6 +167,9 @@ func (t *table) unplace(id uint32) {
 	}
 	t.slots[i] = slot{}
 	*t.entry(id) = entry{undo: t.free, what: freed}
+	if !t.bare {
+		*t.stamp(id) = stamp{}
+	}
 	t.free = id
 }
 
@@ -163,9 +181,9 @@ func (t *table) reset() {
 		clear(t.slots)
 	}
 	if n := cap(t.entries); n > 64 && len(t.entries) < n/4 {
-		t.entries = make([]entry, 0, n/2)
+		t.entries, t.stamps = make([]entry, 0, n/2), nil
 	}
-	t.entries, t.free = t.entries[:0], 0
+	t.entries, t.stamps, t.free = t.entries[:0], t.stamps[:0], 0
 	t.slab.reset()
 	t.order.stop()
 	t.groups.reset()
@@ -183,7 +201,7 @@ func (t *table) keepGroups(l Layout) {
 
 // bytes returns what the table's contents take of the heap, about.
 func (t *table) bytes() int64 {
-	return t.slab.used + int64(len(t.entries))*(entryBytes+slotBytes) + t.order.bytes() + t.groups.bytes() + t.headers.bytes
+	return t.slab.used + int64(len(t.entries))*(entryBytes+slotBytes) + int64(len(t.stamps))*stampBytes + t.order.bytes() + t.groups.bytes() + t.headers.bytes
 }
 
 const slotBytes = 11 // of an entry: 8 over how full the slots are
