@@ -25,7 +25,7 @@ var collector struct {
 func init() { collector.cpu = spentCPU }
 
 // leastGrowth is the part of what is in use, in percent, that the heap may always grow by.
-const leastGrowth = 25
+const leastGrowth = 20
 
 // boundHeap has the heap grow by at most so many bytes between two collections, until the function that it returns is
 // called. Nothing happens where growth is not positive, or the collector is off.

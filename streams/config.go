@@ -116,7 +116,7 @@ type Config struct {
 	// MemoryBytes bounds what queues, write buffers, read caches and the state database take together, about. Default:
 	// 256 MB.
 	MemoryBytes int64
-	// HeapGrowthBytes bounds what the heap grows by from one garbage collection to the next, or to a quarter of what is in
+	// HeapGrowthBytes bounds what the heap grows by from one garbage collection to the next, or to a fifth of what is in
 	// use where that is more. Go's own rule (GOGC) lets the heap grow to twice what is in use, which for large state takes much
 	// memory and saves little: state has few pointers, and is quickly collected. Where collections take more than
 	// 6 % of the CPU time all the same, the bound gives way. The setting is for the whole process; of several applications' the
@@ -540,7 +540,7 @@ func heapRoom(bytes, growth int64) int64 {
 	if growth <= 0 {
 		return bytes / 2
 	}
-	return max(bytes/2, min(bytes-growth, bytes/5*4))
+	return max(bytes/2, min(bytes-growth, bytes/6*5))
 }
 
 // mostBurst is what a worker sends in one transaction, about. Of what the record cache holds back it is [heldShare] times as
