@@ -33,7 +33,7 @@ type load struct {
 
 const (
 	leastOffsets   = time.Second // between two transactions that move only offsets
-	leastEarlyOnce = 10 * time.Millisecond
+	leastEarlyOnce = 5 * time.Millisecond
 	leastEarly     = time.Second // at-least-once
 )
 
