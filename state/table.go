@@ -201,7 +201,8 @@ func (t *table) keepGroups(l Layout) {
 
 // bytes returns what the table's contents take of the heap, about.
 func (t *table) bytes() int64 {
-	return t.slab.used + int64(len(t.entries))*(entryBytes+slotBytes) + int64(len(t.stamps))*stampBytes + t.order.bytes() + t.groups.bytes() + t.headers.bytes
+	entries := int64(len(t.entries))*(entryBytes+slotBytes) + int64(len(t.stamps))*stampBytes
+	return entries + t.slab.used + t.order.bytes() + t.groups.bytes() + t.headers.bytes
 }
 
 const slotBytes = 11 // of an entry: 8 over how full the slots are

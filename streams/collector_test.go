@@ -25,6 +25,7 @@ func TestGrowthPercent(t *testing.T) {
 		{"before the first collection", 96 * mb, 1, 0, 100, 100},
 		{"collections take much time", 96 * mb, 2, 192 * mb, 100, 100},
 		{"very much", 96 * mb, 4, 4000 * mb, 100, 4 * leastGrowth},
+		{"more than the user wants", 96 * mb, 8, 4000 * mb, 100, 100},
 	} {
 		if got := growthPercent(c.growth, c.relaxed, c.live, c.own); got != c.want {
 			t.Errorf("%s: growthPercent(%d, %d, %d, %d) = %d, want %d", c.name, c.growth, c.relaxed, c.live, c.own, got, c.want)
